@@ -1,0 +1,115 @@
+"""Dynamic mask attention: a query sees, of the keys up to its own, the w of highest score.
+
+logit_ij = scale * q_i.k_j + score_j for the visible keys j of query i, then a softmax over them. `naive` is the
+definition. A key, once dropped, never returns, so each key needs one integer, its *horizon* (`retention_horizon`):
+j is visible to the queries i with j <= i < horizon_j. The fast backends work from that.
+
+| backend  | serves | device |
+|----------|--------|--------|
+| `naive`  | everything, in O(T * S) memory: the definition | any |
+| `sdpa`   | S <= w without limits: causal attention, the score folded into the head size, torch's fused kernels | any |
+| `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
+"""
+
+import torch
+from torch import Tensor
+
+from small_doge.ops.dynamic_mask_attention.blocked import blocked_attention
+from small_doge.ops.dynamic_mask_attention.naive import naive_attention, naive_mask
+from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
+from small_doge.ops.dynamic_mask_attention.scores import round_score
+from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
+
+BACKENDS = ("naive", "sdpa", "blocked")
+
+__all__ = [
+    "BACKENDS",
+    "choose_backend",
+    "dynamic_mask_attention",
+    "naive_mask",
+    "retention_horizon",
+    "round_score",
+]
+
+
+def dynamic_mask_attention(
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    score_BGS: Tensor,
+    *,
+    keep_window: int,
+    limit_BS: Tensor | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Attention of the last T of S positions, each over the w keys of highest score up to its own.
+
+    Args:
+        query_BHTD: B rows, H heads, T queries, head size D; the queries stand at positions S - T .. S - 1.
+        key_BGSD: keys in order of position for G key/value heads, H a multiple of G.
+        value_BGSD: like the keys.
+        score_BGS: the score of each key, fp32 (fp64 in tests); added to the logits, and what the mask compares,
+            rounded (`round_score`), ties to the newer key. It gets a gradient through the logits, none through the mask.
+        keep_window: w, how many keys a query sees at most.
+        limit_BS: integer, the position after the last query that may see the key: the end of its packed document, or
+            0 for padding. Documents are contiguous runs, each with its own w keys. S everywhere if left out.
+        scale: of the logits; D ** -0.5 if left out.
+        backend: one of `BACKENDS`, or "auto" for the rule of `choose_backend`.
+
+    Returns:
+        [B, H, T, D] in the dtype of the queries; 0 for a query that sees no key.
+
+    Raises:
+        ValueError: shapes that do not fit, or a backend that does not exist or cannot do this.
+    """
+    _check(query_BHTD, key_BGSD, value_BGSD, score_BGS, keep_window, limit_BS)
+    queries, keys = query_BHTD.shape[2], key_BGSD.shape[2]
+    scale = query_BHTD.shape[3] ** -0.5 if scale is None else scale
+    if backend == "auto":
+        backend = choose_backend(query_BHTD.device.type, queries, keys, keep_window, limited=limit_BS is not None)
+    tensors = (query_BHTD, key_BGSD, value_BGSD, score_BGS)
+    if backend == "naive":
+        return naive_attention(*tensors, keep_window=keep_window, limit_BS=limit_BS, scale=scale)
+    if backend == "sdpa":
+        if keys > keep_window or limit_BS is not None:
+            raise ValueError(
+                "backend 'sdpa' cannot mask: use 'auto' where there are more keys than keep_window, or limits"
+            )
+        return sdpa_attention(*tensors, scale=scale)
+    if backend == "blocked":
+        horizon_BGS = retention_horizon(score_BGS, keep_window, limit_BS)
+        return blocked_attention(*tensors, horizon_BGS, keep_window=keep_window, scale=scale)
+    raise ValueError(f"backend {backend!r} does not exist: choose 'auto' or one of {', '.join(BACKENDS)}")
+
+
+def choose_backend(device: str, queries: int, keys: int, keep_window: int, *, limited: bool) -> str:
+    """The rule behind ``backend="auto"``.
+
+    - While S <= w and there are no limits, nothing is masked but the future: `sdpa`.
+    - Everything else: `blocked`.
+    """
+    if keys <= keep_window and not limited:
+        return "sdpa"
+    return "blocked"
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, score: Tensor, keep_window: int, limit: Tensor | None) -> None:
+    if query.dim() != 4 or key.dim() != 4:
+        raise ValueError(f"query and key must be [batch, heads, length, head size], not {query.shape} and {key.shape}")
+    batch, heads, queries, head_size = query.shape
+    _, groups, keys, _ = key.shape
+    if key.shape != (batch, groups, keys, head_size) or value.shape != key.shape:
+        raise ValueError(
+            f"key {key.shape} and value {value.shape} must agree with each other and with query {query.shape}"
+        )
+    if heads % groups:
+        raise ValueError(f"the number of query heads ({heads}) must be a multiple of the key/value heads ({groups})")
+    if queries > keys:
+        raise ValueError(f"there are {queries} queries but only {keys} keys: pass the cached keys with the new ones")
+    if score.shape != (batch, groups, keys):
+        raise ValueError(f"score must be [batch, key/value heads, keys] = {(batch, groups, keys)}, not {score.shape}")
+    if limit is not None and limit.shape != (batch, keys):
+        raise ValueError(f"limit must be [batch, keys] = {(batch, keys)}, not {limit.shape}")
+    if keep_window < 1:
+        raise ValueError(f"keep_window must be at least 1, not {keep_window}")
