@@ -11,11 +11,10 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
 """
 
-import torch
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.blocked import blocked_attention
-from small_doge.ops.dynamic_mask_attention.naive import naive_attention, naive_mask
+from small_doge.ops.dynamic_mask_attention.naive import attention_weights, naive_attention, naive_mask
 from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
 from small_doge.ops.dynamic_mask_attention.scores import round_score
 from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
@@ -24,6 +23,7 @@ BACKENDS = ("naive", "sdpa", "blocked")
 
 __all__ = [
     "BACKENDS",
+    "attention_weights",
     "choose_backend",
     "dynamic_mask_attention",
     "naive_mask",
@@ -50,7 +50,7 @@ def dynamic_mask_attention(
         key_BGSD: keys in order of position for G key/value heads, H a multiple of G.
         value_BGSD: like the keys.
         score_BGS: the score of each key, fp32 (fp64 in tests); added to the logits, and what the mask compares,
-            rounded (`round_score`), ties to the newer key. It gets a gradient through the logits, none through the mask.
+            rounded (`round_score`), ties to the newer key. Its gradient comes through the logits, not the mask.
         keep_window: w, how many keys a query sees at most.
         limit_BS: integer, the position after the last query that may see the key: the end of its packed document, or
             0 for padding. Documents are contiguous runs, each with its own w keys. S everywhere if left out.

@@ -39,6 +39,26 @@ def naive_mask(score_BGS: Tensor, queries: int, keep_window: int, limit_BS: Tens
     return torch.zeros_like(kept).scatter(-1, best_first, kept)
 
 
+def attention_weights(
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    score_BGS: Tensor,
+    *,
+    keep_window: int,
+    limit_BS: Tensor | None = None,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q.k + score) over the keys of `naive_mask`, 0 elsewhere: [B, H, T, S], at least fp32."""
+    dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
+    repeat = query_BHTD.shape[1] // key_BGSD.shape[1]
+    mask = naive_mask(score_BGS, query_BHTD.shape[2], keep_window, limit_BS).repeat_interleave(repeat, 1)
+    key = key_BGSD.to(dtype).repeat_interleave(repeat, 1)
+    bias = score_BGS.to(dtype).repeat_interleave(repeat, 1)[:, :, None, :]
+    logits = scale * (query_BHTD.to(dtype) @ key.transpose(-1, -2)) + bias
+    # The lowest finite number and not -inf: a row with no key must stay free of NaN, in the gradient too.
+    return logits.masked_fill(~mask, torch.finfo(dtype).min).softmax(-1).masked_fill(~mask, 0.0)
+
+
 def naive_attention(
     query_BHTD: Tensor,
     key_BGSD: Tensor,
@@ -49,18 +69,13 @@ def naive_attention(
     limit_BS: Tensor | None = None,
     scale: float,
 ) -> Tensor:
-    """softmax(scale * q.k + score) v over the keys of `naive_mask`; a query that sees no key gives 0.
+    """The weights of `attention_weights` times the values: [B, H, T, D]; a query that sees no key gives 0.
 
     Any floating dtype, with half precision computed in fp32. Memory and work are O(T * S).
     Source: arXiv 2412.11834 (the dynamic mask), with the tie rule of this package.
     """
-    dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
-    repeat = query_BHTD.shape[1] // key_BGSD.shape[1]
-    mask = naive_mask(score_BGS, query_BHTD.shape[2], keep_window, limit_BS).repeat_interleave(repeat, 1)
-    key = key_BGSD.to(dtype).repeat_interleave(repeat, 1)
-    value = value_BGSD.to(dtype).repeat_interleave(repeat, 1)
-    bias = score_BGS.to(dtype).repeat_interleave(repeat, 1)[:, :, None, :]
-    logits = scale * (query_BHTD.to(dtype) @ key.transpose(-1, -2)) + bias
-    # The lowest finite number and not -inf: a row with no key must stay free of NaN, in the gradient too.
-    weights = logits.masked_fill(~mask, torch.finfo(dtype).min).softmax(-1).masked_fill(~mask, 0.0)
+    weights = attention_weights(
+        query_BHTD, key_BGSD, score_BGS, keep_window=keep_window, limit_BS=limit_BS, scale=scale
+    )
+    value = value_BGSD.to(weights.dtype).repeat_interleave(query_BHTD.shape[1] // value_BGSD.shape[1], 1)
     return (weights @ value).to(query_BHTD.dtype)

@@ -1,4 +1,4 @@
-"""How two scores are compared: rounded, so that recency decides between equal keys and floating-point noise does not."""
+"""How two scores are compared: rounded, so that between equal keys recency decides and not floating-point noise."""
 
 from __future__ import annotations
 
