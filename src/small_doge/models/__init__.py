@@ -1,0 +1,1 @@
+"""The model families, in Hugging Face shape."""

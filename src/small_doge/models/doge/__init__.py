@@ -1,0 +1,1 @@
+"""Doge: dynamic mask attention, dense or with a cross domain mixture of experts."""

@@ -1,0 +1,437 @@
+"""The Doge language model, top to bottom: dynamic mask attention, a dense or mixture MLP, learnable residuals.
+
+Sources: Wonderful Matrices (arXiv 2412.11834), Trainable Dynamic Mask Sparse Attention (arXiv 2508.02124). Parameter
+names are
+those of transformers' own Doge, so that checkpoints pass between the two unchanged.
+
+Shape suffixes: B batch, T new tokens, S keys, d width, H query heads, G key/value heads, D head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+
+from small_doge.models.doge.cache_doge import DogeCache
+from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.ops.dynamic_mask_attention import BACKENDS, dynamic_mask_attention
+from small_doge.ops.dynamic_mask_attention.weights import attention_weights
+
+
+class DogeRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, the mean square in fp32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.variance_epsilon = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.variance_epsilon)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+class DogeRotaryEmbedding(nn.Module):
+    """cos and sin [B, T, D] of the rotary embedding (arXiv 2104.09864) for the given positions, with transformers'
+    scalings.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, config: DogeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        parameters: Any = config.rope_parameters
+        self.rope_type = parameters["rope_type"]
+        initialize: Callable = (
+            self.compute_default_rope_parameters if self.rope_type == "default" else ROPE_INIT_FUNCTIONS[self.rope_type]
+        )
+        inv_freq, self.attention_scaling = initialize(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: DogeConfig, **kwargs: Any) -> tuple[Tensor, float]:
+        """Inverse frequencies theta^(-2i/D) for i in [0, D/2), and the factor 1 on cos and sin."""
+        parameters: Any = config.rope_parameters
+        exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
+        return 1.0 / parameters["rope_theta"] ** exponents, 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.float()
+        angles = torch.cat((angles, angles), -1)
+        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
+
+
+def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i + D/2}) by its position's angle; cos and sin are [B, 1, T, D]."""
+    first, second = x_BHTD.chunk(2, -1)
+    return x_BHTD * cos + torch.cat((-second, first), -1) * sin
+
+
+class DogeAttention(nn.Module):
+    """Dynamic mask attention: each key carries a score, made from its value, that biases and bounds who sees it."""
+
+    def __init__(self, config: DogeConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_size
+        self.scaling = self.head_dim**-0.5
+        width, bias = config.hidden_size, config.attention_bias
+        query_width = config.num_attention_heads * self.head_dim
+        assert config.num_key_value_heads is not None
+        key_width = config.num_key_value_heads * self.head_dim
+
+        self.q_proj = nn.Linear(width, query_width, bias=bias)
+        self.k_proj = nn.Linear(width, key_width, bias=bias)
+        self.v_proj = nn.Linear(width, key_width, bias=bias)
+        self.A = nn.Parameter(torch.zeros(config.num_key_value_heads))
+        self.dt_proj = nn.Linear(key_width, config.num_key_value_heads, bias=bias)
+        self.o_proj = nn.Linear(query_width, width, bias=bias)
+        self.q_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        limit: Tensor | None = None,
+        valid: Tensor | None = None,
+        past_key_values: DogeCache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        batch, length, _ = hidden_states.shape
+        heads = (batch, length, -1, self.head_dim)
+        cos, sin = position_embeddings
+
+        query = rotate(self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2), cos, sin)
+        key = rotate(self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2), cos, sin)
+        value_BTd = self.v_proj(hidden_states)
+        value = value_BTd.view(heads).transpose(1, 2)
+        # The exponential of an exponential's argument: half precision would move which keys are kept.
+        score = torch.exp(self.A.float() * F.softplus(self.dt_proj(value_BTd).float())).transpose(1, 2)
+
+        if past_key_values is not None:
+            key, value, score, cached_valid = past_key_values.update(
+                key, value, self.layer_idx, score=score, valid=valid
+            )
+            limit = None if cached_valid is None else cached_valid.long() * key.shape[2]
+
+        options: dict[str, Any] = {
+            "keep_window": self.config.keep_window_size,
+            "limit_BS": limit,
+            "scale": self.scaling,
+        }
+        weights = attention_weights(query, key, score, **options) if output_attentions else None
+        backend = BACKEND_OF[self.config._attn_implementation]
+        output = dynamic_mask_attention(query, key, value, score, **options, backend=backend)
+        return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1)), weights
+
+
+class DogeMLP(nn.Module):
+    """down(silu(gate x) * up x) (arXiv 2002.05202)."""
+
+    def __init__(self, config: DogeConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DogeDecoderLayer(GradientCheckpointingLayer):
+    """x <- r1 * x + Attn(norm x), then x <- r2 * x + MLP(norm x), with learnable r1 and r2 of width d."""
+
+    def __init__(self, config: DogeConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.hidden_dropout = config.hidden_dropout
+        self.input_layernorm = DogeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DogeAttention(config, layer_idx)
+        self.input_residual = nn.Parameter(torch.ones(config.hidden_size))
+        self.post_attention_layernorm = DogeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: nn.Module = DogeMLP(config)
+        self.post_attention_residual = nn.Parameter(torch.ones(config.hidden_size))
+
+    def forward(self, hidden_states: Tensor, **attention: Any) -> tuple[Tensor, Tensor | None]:
+        attended, weights = self.self_attn(self.input_layernorm(hidden_states), **attention)
+        hidden_states = self.input_residual.to(hidden_states.dtype) * hidden_states + self._drop(attended)
+        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
+        hidden_states = self.post_attention_residual.to(hidden_states.dtype) * hidden_states + self._drop(transformed)
+        return hidden_states, weights
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.hidden_dropout, self.training) if self.hidden_dropout else x
+
+
+class DogePreTrainedModel(PreTrainedModel):
+    config: DogeConfig
+    config_class = DogeConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["DogeDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers looks for its own attention interface in the source; ours is the op's `backend`.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, DogeAttention):
+            init.zeros_(module.A)
+        elif isinstance(module, DogeDecoderLayer):
+            init.ones_(module.input_residual)
+            init.ones_(module.post_attention_residual)
+
+
+class DogeModel(DogePreTrainedModel):
+    """The decoder without its head: token ids to hidden states."""
+
+    def __init__(self, config: DogeConfig) -> None:
+        super().__init__(config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(DogeDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.norm = DogeRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = DogeRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Hidden states of a batch of sequences.
+
+        Args:
+            input_ids: [B, T] token ids; or `inputs_embeds` [B, T, d].
+            attention_mask: [B, T] or [B, past + T], 0 for padding, on either side or between.
+            position_ids: [B, T]. Given without `attention_mask` and without a cache, each restart begins a new
+                document, and
+                documents of a row do not see one another (packing).
+            past_key_values: A `DogeCache`; made when `use_cache` asks for one.
+            output_attentions: Return the attention weights [B, H, T, S] of each layer; needs
+                `attn_implementation="eager"`.
+
+        Raises:
+            ValueError: an attention mask that is not two-dimensional, or a cache of another kind.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds, and not both.")
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = (
+            self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        )
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                'output_attentions needs attn_implementation="eager": the fused kernels never form the weights.'
+            )
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.training and self.gradient_checkpointing:
+            use_cache = False
+        if past_key_values is None and use_cache:
+            past_key_values = DogeCache(self.config)
+        elif past_key_values is not None and not isinstance(past_key_values, DogeCache):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}: Doge keeps scores beside its keys, "
+                "pass DogeCache(config)."
+            )
+
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length = hidden_states.shape[1]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        valid = new_tokens_mask(attention_mask, length)
+        limit = None
+        if past_key_values is None:
+            limit = key_limits(valid, position_ids if attention_mask is None else None)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=hidden_states.device)[None]
+        position_embeddings = tuple(x[:, None] for x in self.rotary_emb(hidden_states, position_ids))
+
+        all_hidden_states: list[Tensor] = []
+        all_weights: list[Tensor] = []
+        for layer in self.layers:
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+            hidden_states, weights = layer(
+                hidden_states,
+                position_embeddings=position_embeddings,
+                limit=limit,
+                valid=valid,
+                past_key_values=past_key_values,
+                output_attentions=output_attentions,
+            )
+            if weights is not None:
+                all_weights.append(weights)
+        hidden_states = self.norm(hidden_states)
+        if output_hidden_states:
+            all_hidden_states.append(hidden_states)
+
+        return MoeModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_weights) if output_attentions else None,
+        )
+
+
+def new_tokens_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
+    """[B, T] bool of the new tokens that are not padding; None where nothing is masked.
+
+    While torch.compile traces, the mask's values are unknown and it is kept as given.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"attention_mask has {attention_mask.dim()} dimensions: Doge makes its own mask, "
+            "pass [batch, length] or none."
+        )
+    valid = attention_mask[:, -length:].bool()
+    if torch.compiler.is_compiling():
+        return valid
+    return None if bool(valid.all()) else valid
+
+
+def key_limits(valid: Tensor | None, packed_positions: Tensor | None) -> Tensor | None:
+    """Index [B, T] after the last query that may see each key: its document's end, 0 for padding; None for plain
+    causal.
+    """
+    if packed_positions is not None:
+        starts = packed_positions[:, 1:] != packed_positions[:, :-1] + 1
+        length = packed_positions.shape[1]
+        ends = torch.arange(1, length, device=packed_positions.device).where(starts, length)
+        last = torch.full_like(ends[:, :1], length)
+        return torch.cat((ends, last), 1).flip(1).cummin(1).values.flip(1)
+    if valid is None:
+        return None
+    if not torch.compiler.is_compiling() and not bool((valid[:, 1:] & ~valid[:, :-1]).any()):
+        # Padding on the right alone: no real query comes after it.
+        return None
+    return valid.long() * valid.shape[1]
+
+
+class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
+    """Doge with its language model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+
+    def __init__(self, config: DogeConfig) -> None:
+        super().__init__(config)
+        self.model = DogeModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # The forward makes a DogeCache itself.
+        return False
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast | tuple:
+        """Next-token logits, and the loss where `labels` are given; the other arguments are `DogeModel.forward`'s.
+
+        Args:
+            labels: [B, T], -100 where a token is not to be predicted; shifted inside.
+            logits_to_keep: Number of last positions to compute logits for, or their indices; 0 for all.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        result = MoeCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+
+class DogeForSequenceClassification(GenericForSequenceClassification, DogePreTrainedModel):
+    """Doge with a classification head on the last token."""
+
+
+# `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
+BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
+
+
+def _only_for_doge(*args: Any, **kwargs: Any) -> None:
+    raise ValueError("this attention is Doge's own: choose attn_implementation sdpa or eager for another model.")
+
+
+for _name in BACKEND_OF.keys() - {"sdpa", "eager"}:
+    AttentionInterface.register(_name, _only_for_doge)
+
+# transformers knows the name "doge" and has code of its own for it; with this package imported, ours runs.
+AutoModel.register(DogeConfig, DogeModel, exist_ok=True)
+AutoModelForCausalLM.register(DogeConfig, DogeForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(DogeConfig, DogeForSequenceClassification, exist_ok=True)
+
+
+__all__ = ["DogeForCausalLM", "DogeForSequenceClassification", "DogeModel", "DogePreTrainedModel"]

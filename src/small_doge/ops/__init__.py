@@ -1,0 +1,1 @@
+"""Pure tensor functions: a readable definition beside each fast backend."""

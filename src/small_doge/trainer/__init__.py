@@ -1,0 +1,1 @@
+"""The training stages: transformers' Trainer and TRL, driven by YAML recipes."""

@@ -1,0 +1,74 @@
+"""What a recipe may say: the libraries' own training arguments, and ours. A field's help is its documentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, SFTConfig
+
+T = TypeVar("T")
+
+
+def option(default: T, help: str) -> T:
+    """A dataclass field with a default and its help text."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class RecipeArguments:
+    """The part of a recipe that every stage shares."""
+
+    model_name_or_path: str | None = option(None, "Checkpoint folder or hub id to start from.")
+    model_config: dict[str, Any] | None = option(
+        None, "Configuration of a new model: `size: 20M` and any field of DogeConfig; only without model_name_or_path."
+    )
+    tokenizer_name_or_path: str | None = option(None, "Tokenizer folder or hub id; the model's folder if not given.")
+    dataset: str | None = option(None, "Folder of a datasets.DatasetDict with the splits train and test.")
+    datasets_and_ratios: list[dict[str, float]] | None = option(
+        None, "Sources to mix instead of `dataset`: a list of {name or path: share}."
+    )
+    total_sample_size: int | None = option(
+        None, "Rows to mix from datasets_and_ratios; as many as the shares allow if not given."
+    )
+    dataset_cache: str | None = option(None, "Folder for what datasets_and_ratios prepares.")
+    optimizer: str = option(
+        "adamw", "adamw (the `optim` field says which), or muon: matrices by Muon, the rest by AdamW."
+    )
+    muon_learning_rate: float = option(0.02, "Peak learning rate of the matrices under `optimizer: muon`.")
+    decay_steps: float = option(0.1, "Decay phase of lr_scheduler_type warmup_stable_decay: steps, or a share below 1.")
+    decay_type: str = option("linear", "Shape of that decay: linear, cosine or 1-sqrt.")
+    min_lr_ratio: float = option(0.0, "Lowest learning rate as a share of the peak, under warmup_stable_decay.")
+    resume: bool = option(
+        True, "Go on from the last complete checkpoint in output_dir; false refuses a folder that holds one."
+    )
+    stage: str = option("", "Name shown beside the progress bar.")
+
+
+@dataclass
+class PretrainingArguments(RecipeArguments, TrainingArguments):
+    """Pretraining (`small-doge train pt`)."""
+
+    max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
+    document_masking: bool = option(False, "Hide the documents of a packed row from one another.")
+
+
+@dataclass
+class SupervisedArguments(RecipeArguments, SFTConfig):
+    """Supervised fine-tuning and distillation (`small-doge train sft`)."""
+
+
+@dataclass
+class PreferenceArguments(RecipeArguments, DPOConfig):
+    """Direct preference optimization (`small-doge train dpo`)."""
+
+
+@dataclass
+class ReinforcementArguments(RecipeArguments, GRPOConfig):
+    """Group relative policy optimization (`small-doge train grpo`)."""
+
+    reward_functions: list[str] = option(["accuracy", "format"], "Names of rewards in small_doge.rewards.")
+    system_prompt: str | None = option(None, "System message put before every prompt.")

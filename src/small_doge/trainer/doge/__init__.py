@@ -1,0 +1,1 @@
+"""One script a stage, for `accelerate launch` and for `small-doge train`."""

@@ -1,0 +1,53 @@
+"""Direct preference optimization (arXiv 2305.18290) on pairs of a chosen and a rejected answer.
+
+accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml src/small_doge/trainer/doge/dpo.py --config
+RECIPE.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trl import DPOTrainer
+
+from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
+from small_doge.trainer.arguments import PreferenceArguments
+from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
+from small_doge.trainer.setup import (
+    StageTrainer,
+    attach_callbacks,
+    check_chat_template,
+    load_data,
+    load_model,
+    load_tokenizer,
+    resume_point,
+)
+
+
+class PreferenceTrainer(StageTrainer, DPOTrainer):
+    """TRL's DPOTrainer with our optimizer, schedule and checkpoints."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the stage that the recipe describes, and save the finished model to its output_dir."""
+    args = load_recipe(PreferenceArguments, argv)
+    if args.model_name_or_path is None:
+        raise ValueError("no model_name_or_path: preference optimization starts from a fine-tuned checkpoint.")
+    tokenizer = load_tokenizer(args)
+    check_chat_template(tokenizer)
+    model = load_model(args, tokenizer)
+    data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length)
+    resume = resume_point(args)
+    save_recipe(args)
+
+    trainer = PreferenceTrainer(
+        model=model, args=args, train_dataset=data["train"], eval_dataset=data.get("test"), processing_class=tokenizer
+    )
+    attach_callbacks(trainer, args.stage or "dpo", args.max_length or 1024)
+    trainer.train(resume_from_checkpoint=resume)
+    save_finished(trainer, tokenizer)
+
+
+if __name__ == "__main__":
+    run_stage(main)

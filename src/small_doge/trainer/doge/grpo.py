@@ -1,0 +1,111 @@
+"""Group relative policy optimization (arXiv 2402.03300) with verifiable rewards.
+
+    accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml src/small_doge/trainer/doge/grpo.py
+    --config RECIPE.yaml
+
+Rows have a `question` (or a conversational `prompt`) and the `answer` that its rewards check.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
+from small_doge.rewards import get_reward, text_of
+from small_doge.trainer.arguments import ReinforcementArguments
+from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
+from small_doge.trainer.setup import (
+    StageTrainer,
+    attach_callbacks,
+    check_chat_template,
+    load_data,
+    load_model,
+    load_tokenizer,
+    resume_point,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ReinforcementTrainer(StageTrainer, GRPOTrainer):
+    """TRL's GRPOTrainer with our optimizer, schedule and checkpoints."""
+
+
+class WarnWithoutSignal(TrainerCallback):
+    """Warns when every group's rewards are equal for several logs in a row: nothing can be learnt then."""
+
+    def __init__(self, patience: int = 3) -> None:
+        self.patience = patience
+        self.silent = 0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        share = (logs or {}).get("frac_reward_zero_std")
+        if share is None:
+            return
+        self.silent = self.silent + 1 if share >= 1.0 else 0
+        if self.silent == self.patience:
+            logger.warning(
+                "no group had two different rewards for %d logs: make the task easier or harder.", self.patience
+            )
+
+
+def reward_function(name: str) -> Callable[..., list[float | None]]:
+    """A registered reward in the shape that TRL calls: one number for each completion of the batch."""
+    reward = get_reward(name)
+
+    def score(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float | None]:
+        return [reward(text_of(completion), gold) for completion, gold in zip(completions, answer, strict=True)]
+
+    score.__name__ = name
+    return score
+
+
+def prompts_of(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]:
+    """The row with a conversational `prompt`, the system message first where there is one."""
+    prompt = row.get("prompt") or [{"role": "user", "content": row["question"]}]
+    if system_prompt:
+        prompt = [{"role": "system", "content": system_prompt}, *prompt]
+    return {"prompt": prompt}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the stage that the recipe describes, and save the finished model to its output_dir."""
+    args = load_recipe(ReinforcementArguments, argv)
+    if args.model_name_or_path is None:
+        raise ValueError(
+            "no model_name_or_path: reinforcement starts from a checkpoint that already answers now and then."
+        )
+    tokenizer = load_tokenizer(args)
+    check_chat_template(tokenizer)
+    model = load_model(args, tokenizer)
+    data = load_data(args, mix_datasets_by_ratio, tokenizer)
+    columns = set(data["train"].column_names)
+    if "answer" not in columns or not columns & {"prompt", "question"}:
+        raise ValueError(
+            f"the data has the columns {sorted(columns)}: reinforcement needs `question` (or `prompt`) and `answer`."
+        )
+    resume = resume_point(args)
+    save_recipe(args)
+
+    train = data["train"].map(prompts_of, fn_kwargs={"system_prompt": args.system_prompt})
+    trainer = ReinforcementTrainer(
+        model=model,
+        reward_funcs=[reward_function(name) for name in args.reward_functions],
+        args=args,
+        train_dataset=train.select_columns(["prompt", "answer"]),
+        processing_class=tokenizer,
+    )
+    attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
+    trainer.add_callback(WarnWithoutSignal())
+    trainer.train(resume_from_checkpoint=resume)
+    save_finished(trainer, tokenizer)
+
+
+if __name__ == "__main__":
+    run_stage(main)

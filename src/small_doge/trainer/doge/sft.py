@@ -1,0 +1,51 @@
+"""Supervised fine-tuning on conversations, and distillation, which is the same on reasoning traces.
+
+accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml src/small_doge/trainer/doge/sft.py --config
+RECIPE.yaml
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from trl import SFTTrainer
+
+from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
+from small_doge.trainer.arguments import SupervisedArguments
+from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
+from small_doge.trainer.setup import (
+    StageTrainer,
+    attach_callbacks,
+    check_chat_template,
+    load_data,
+    load_model,
+    load_tokenizer,
+    resume_point,
+)
+
+
+class SupervisedTrainer(StageTrainer, SFTTrainer):
+    """TRL's SFTTrainer with our optimizer, schedule and checkpoints."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the stage that the recipe describes, and save the finished model to its output_dir."""
+    args = load_recipe(SupervisedArguments, argv)
+    tokenizer = load_tokenizer(args)
+    check_chat_template(tokenizer)
+    model = load_model(args, tokenizer)
+    data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length)
+    resume = resume_point(args)
+    save_recipe(args)
+
+    trainer = SupervisedTrainer(
+        model=model, args=args, train_dataset=data["train"], eval_dataset=data.get("test"), processing_class=tokenizer
+    )
+    attach_callbacks(trainer, args.stage or "sft", args.max_length or 1024)
+    trainer.train(resume_from_checkpoint=resume)
+    save_finished(trainer, tokenizer)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,148 @@
+"""Reads a YAML recipe and the command line's overrides into a stage's arguments, refusing what it does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+Arguments = TypeVar("Arguments")
+
+# Names that released recipes and guides use, for fields that transformers has since renamed.
+RENAMED = {
+    "warmup_ratio": "warmup_steps",
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "min_lr_rate": "min_lr_ratio",
+}
+
+
+def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
+    """The arguments of one stage, from `--config FILE.yaml` and `--field value` overrides.
+
+    Raises:
+        ValueError: an unknown field (the nearest valid name is given), a value of the wrong type, a file that is not
+            YAML.
+    """
+    path, overrides = _split(argv)
+    values = _read_yaml(path) if path is not None else {}
+    origin = dict.fromkeys(values, str(path))
+    for name, text in overrides.items():
+        values[name] = yaml.safe_load(text) if text != "" else ""
+        origin[name] = "the command line"
+
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for given, value in values.items():
+        name = RENAMED.get(given, given)
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "remove it."
+            raise ValueError(f"{origin[given]}: there is no option {given!r} in {kind.__name__}: {mend}")
+        arguments[name] = _coerce(value, hints[name], f"{origin[given]}: {given}")
+    if arguments.get("bf16") and arguments.get("fp16"):
+        raise ValueError("bf16 and fp16 are both true: choose one (bf16 on recent GPUs).")
+    if not arguments.get("output_dir"):
+        raise ValueError("no output_dir: name the folder to write to, in the recipe or with --output_dir.")
+    return kind(**arguments)
+
+
+def _split(argv: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+    path: Path | None = None
+    overrides: dict[str, str] = {}
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"{word!r} is not an option: write --name value.")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("--") else "true"
+        name = name.replace("-", "_")
+        if name == "config":
+            path = Path(value)
+        elif name == "config_file":
+            logger.warning(
+                "--config_file stands after the script, where accelerate does not read it: put it before the script."
+            )
+        else:
+            overrides[name] = value
+    return path, overrides
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no recipe {path}: give --config an existing YAML file.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no `name: value` lines: see recipes/ for examples.")
+    return values
+
+
+def _coerce(value: Any, hint: Any, what: str) -> Any:
+    """`value` as the field's type; PyYAML reads 8e-3 as a string, and a command line has strings only."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None or Any in options:
+        return value
+    plain = tuple(typing.get_origin(o) or o for o in options if isinstance(typing.get_origin(o) or o, type))
+    if isinstance(value, plain) and not (isinstance(value, bool) and bool not in plain):
+        return value
+    for target in (int, float):
+        if target in plain and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                return target(value)
+            except ValueError:
+                continue
+    if str in plain and isinstance(value, (int, float, bool)):
+        return str(value)
+    if not plain:
+        return value
+    names = " or ".join(t.__name__ for t in plain if t is not types.NoneType)
+    raise ValueError(f"{what} is {value!r}, which is not {names}: correct it.")
+
+
+def save_recipe(arguments: Any) -> None:
+    """Write the full recipe that runs to `output_dir/recipe.yaml`, and warn of what differs from an earlier run's."""
+    values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments) if f.init}
+    values = {name: value for name, value in sorted(values.items()) if _is_plain(value)}
+    path = Path(arguments.output_dir) / "recipe.yaml"
+    if path.exists():
+        before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        changed = [n for n in values if n in before and before[n] != values[n] and n not in ("resume", "logging_dir")]
+        if changed:
+            logger.warning("the recipe differs from the run in %s in: %s.", path.parent, ", ".join(changed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=True), encoding="utf-8")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in value.values())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def run_stage(stage: Any, argv: Sequence[str] | None = None) -> None:
+    """Run a stage's `main` as a script: a user's mistake is one line on stderr and exit code 2, not a traceback."""
+    try:
+        stage(list(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        if os.environ.get("SMALL_DOGE_TRACEBACK"):
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -1,0 +1,245 @@
+"""What every stage does before it trains: tokenizer, model, data, optimizer, schedule, and where to go on from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+)
+
+from small_doge.models.doge.accounting_doge import training_flops_per_token
+from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.models.doge.modeling_doge import DogeForCausalLM
+from small_doge.trainer.callbacks import ProgressReport, StopOnNonFinite
+from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint
+from small_doge.trainer.optimizers import Muon, muon_groups
+from small_doge.utils.scheduler import WSDScheduler
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+logger = logging.getLogger(__name__)
+
+
+def load_tokenizer(args: Any) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer, checked for what training needs.
+
+    Raises:
+        ValueError: none is named, or its padding token is its end token (the end would never be learnt).
+    """
+    name = args.tokenizer_name_or_path or args.model_name_or_path
+    if name is None:
+        raise ValueError("no tokenizer: set tokenizer_name_or_path (make one with `small-doge tokenizer train`).")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ValueError(
+            f"the tokenizer {name} pads with {tokenizer.pad_token!r}: give it a padding token that is not its end "
+            "token, or the model never learns to stop."
+        )
+    return tokenizer
+
+
+def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The recipe's model: from a checkpoint if one is named, else new, seeded with `args.seed`.
+
+    Raises:
+        ValueError: neither or both of model_name_or_path and model_config; weights missing from the checkpoint or of
+            another shape;
+            a vocabulary smaller than the tokenizer's.
+    """
+    if (args.model_name_or_path is None) == (args.model_config is None):
+        raise ValueError(
+            "set either model_name_or_path (to go on from a checkpoint) or model_config (for a new model)."
+        )
+    if args.model_name_or_path is not None:
+        model = load_checkpoint(args.model_name_or_path, dtype)
+    else:
+        torch.manual_seed(args.seed)
+        model = DogeForCausalLM(new_config(args.model_config, tokenizer))
+        nn.Module.to(model, dtype)
+    if model.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}: "
+            "use the tokenizer that the model was trained with."
+        )
+    return model
+
+
+def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model from a folder or the hub, refusing one whose weights are not all there.
+
+    Raises:
+        ValueError: weights missing or of another shape than the configuration says, or a folder without a model.
+    """
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path} holds no model (no config.json): name the folder of a finished checkpoint.")
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights of {path} do not fit its config.json: {' '.join(str(error).split())[:300]}"
+        ) from error
+    model, report = loaded
+    wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
+    if wrong:
+        raise ValueError(
+            f"{path} lacks weights that its config.json promises ({', '.join(wrong[:3])}...): "
+            "copy the checkpoint again, whole."
+        )
+    return model
+
+
+def new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> DogeConfig:
+    """A new model's configuration from a recipe's `model_config`; vocabulary and special tokens come from the
+    tokenizer.
+    """
+    fields = dict(fields)
+    fields.setdefault("vocab_size", len(tokenizer))
+    for token in ("bos", "eos", "pad"):
+        fields.setdefault(f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
+    size = fields.pop("size", None)
+    unknown = sorted(name for name in fields if not hasattr(DogeConfig, name))
+    if unknown:
+        raise ValueError(
+            f"model_config: DogeConfig has no field {unknown[0]!r}: see `python -c 'help(\"small_doge.DogeConfig\")'`."
+        )
+    return DogeConfig.from_size(size, **fields) if size else DogeConfig(**{"tie_word_embeddings": True, **fields})
+
+
+def load_data(
+    args: Any, prepare: Callable[..., DatasetDict], tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> DatasetDict:
+    """The recipe's `dataset` folder, or its `datasets_and_ratios` mixed by `prepare`.
+
+    Raises:
+        ValueError: neither or both are given, or the folder holds no data set with a train split.
+    """
+    from datasets import DatasetDict, load_from_disk
+
+    if (args.dataset is None) == (args.datasets_and_ratios is None):
+        raise ValueError("set either dataset (a prepared folder) or datasets_and_ratios (sources to mix).")
+    if args.dataset is None:
+        return prepare(
+            datasets_and_ratios=args.datasets_and_ratios,
+            total_sample_size=args.total_sample_size,
+            processing_class=tokenizer,
+            seed=args.seed,
+            cache_dir=args.dataset_cache,
+            **options,
+        )
+    if not Path(args.dataset).is_dir():
+        raise ValueError(f"there is no data set folder {args.dataset}: prepare one with `small-doge data prepare`.")
+    try:
+        data = load_from_disk(args.dataset)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"{args.dataset} is not a folder that datasets saved: prepare it with `small-doge data prepare`."
+        ) from error
+    if not isinstance(data, DatasetDict) or "train" not in data:
+        raise ValueError(f"{args.dataset} has no train split: prepare it with `small-doge data prepare`.")
+    return data
+
+
+def check_token_ids(data: Dataset, vocab_size: int, what: str) -> None:
+    """Refuse rows made with another tokenizer: an id beyond the vocabulary in the first rows.
+
+    Raises:
+        ValueError: such an id is found.
+    """
+    highest = max((max(row["input_ids"], default=0) for row in data.select(range(min(len(data), 256)))), default=0)
+    if highest >= vocab_size:
+        raise ValueError(
+            f"{what} holds token id {highest}, the model has {vocab_size} tokens: "
+            "prepare the data with the model's tokenizer."
+        )
+
+
+def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer without a chat template.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"the tokenizer {tokenizer.name_or_path} has no chat template: "
+            "take one of `small-doge tokenizer train`, or set chat_template."
+        )
+
+
+def resume_point(args: Any) -> str | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        ValueError: `resume: false` with checkpoints in output_dir, which a fresh start would mix with its own.
+    """
+    last = last_checkpoint(args.output_dir)
+    if last is not None and not args.resume:
+        raise ValueError(
+            f"{args.output_dir} holds {last}: name another output_dir, move it away, or drop `resume: false`."
+        )
+    if last is not None:
+        logger.warning("going on from %s", last)
+    return last
+
+
+class StageTrainer(AtomicCheckpoints):
+    """Mixin for transformers' and TRL's trainers: our optimizer, our schedule, whole checkpoints, our progress
+    report.
+    """
+
+    args: Any
+    model: Any
+    optimizer: Optimizer | None
+    lr_scheduler: Any
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        args = self.args
+        if args.optimizer == "adamw":
+            return super().create_optimizer(model)  # type: ignore[misc]
+        if args.optimizer != "muon":
+            raise ValueError(f"optimizer is {args.optimizer!r}: choose adamw or muon.")
+        if self.optimizer is None:
+            groups = muon_groups(model or self.model, args.muon_learning_rate, args.learning_rate, args.weight_decay)
+            self.optimizer = Muon(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        args = self.args
+        if args.lr_scheduler_type != "warmup_stable_decay":
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        if self.lr_scheduler is None:
+            warmup = args.get_warmup_steps(num_training_steps)
+            decay = args.decay_steps if args.decay_steps >= 1 else args.decay_steps * num_training_steps
+            decay = min(round(decay), num_training_steps - warmup)
+            self.lr_scheduler = WSDScheduler(
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                warmup_steps=warmup,
+                stable_steps=num_training_steps - warmup - decay,
+                decay_steps=decay,
+                min_lr_ratio=args.min_lr_ratio,
+                decay_type=args.decay_type,
+            )
+        return self.lr_scheduler
+
+
+def attach_callbacks(trainer: Any, stage: str, length: int) -> None:
+    """Put our progress report in the place of transformers', and stop on a loss that is no number."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    config = trainer.model.config
+    flops = training_flops_per_token(config, length) if isinstance(config, DogeConfig) else None
+    trainer.add_callback(ProgressReport(stage, flops))
+    trainer.add_callback(StopOnNonFinite())
