@@ -1,0 +1,1 @@
+"""From any text to training rows: documents, tokenizer, packing, conversations, preferences, and their exact mixing."""

@@ -1,0 +1,63 @@
+"""Names for results: the same inputs give the same name, a changed file or argument another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from small_doge.processor.sources import BUILTIN_PREFIX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def fingerprint(
+    names: list[str],
+    tokenizer: PreTrainedTokenizerBase | None,
+    formatting_func: Callable[..., Any] | None,
+    arguments: dict[str, Any],
+) -> str:
+    """16 hex digits that change with any source file, the tokenizer, the formatting function or an argument."""
+    from datasets.fingerprint import Hasher
+
+    parts = {
+        "code": _tree_state(Path(__file__).parent),
+        "sources": {name: _source_state(name) for name in names},
+        "tokenizer": None if tokenizer is None else _tokenizer_state(tokenizer),
+        "formatting_func": None if formatting_func is None else Hasher.hash(formatting_func),
+        "arguments": arguments,
+    }
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else repr(tokenizer)
+    text = f"{body}{tokenizer.chat_template}{tokenizer.bos_token_id}{tokenizer.eos_token_id}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _source_state(name: str) -> Any:
+    if name.startswith(BUILTIN_PREFIX):
+        # Builtin text is made from what is installed.
+        installed = sorted(f"{item.metadata['Name']}=={item.version}" for item in distributions())
+        return [sys.version, hashlib.blake2b("\n".join(installed).encode(), digest_size=8).hexdigest()]
+    path = Path(name)
+    if path.exists():
+        return [str(path.resolve()), _tree_state(path)]
+    return name
+
+
+def _tree_state(path: Path) -> list[tuple[str, int, int]]:
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(file for file in path.rglob("*") if file.is_file() and file.suffix != ".pyc")
+    )
+    return [(str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -1,0 +1,128 @@
+"""Pretraining data in one call: named sources mixed by ratio, tokenized and packed into rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from small_doge.processor.encoding import Encoder
+from small_doge.processor.fingerprint import fingerprint
+from small_doge.processor.mixing import parse_ratios
+from small_doge.processor.pretrain_mix import PretrainMix
+from small_doge.processor.report import REPORT_FILE, Report
+from small_doge.processor.row_store import read_shards, with_report
+from small_doge.processor.token_stream import DocumentEncoder
+from small_doge.processor.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import PreTrainedTokenizerBase
+
+FEATURES = {"input_ids": "int32", "seq_lengths": "int32"}
+DEFAULT_CACHE = "~/.cache/small_doge/data"
+
+
+def mix_datasets_by_ratio(
+    datasets_and_ratios: Sequence[Mapping[str, float]],
+    total_sample_size: int | None = None,
+    dataset_text_field: str = "text",
+    processing_class: PreTrainedTokenizerBase | str | None = None,
+    max_length: int = 2048,
+    packing: bool = True,
+    formatting_func: Callable[[dict[str, Any]], Any] | None = None,
+    dataset_num_proc: int = 1,
+    seed: int = 233,
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    ratio_by: str = "tokens",
+    test_share: float = 0.01,
+    test_sample_size: int = 1000,
+    repeat: bool = False,
+    shuffle: bool = True,
+    source_options: dict[str, dict[str, Any]] | None = None,
+) -> DatasetDict:
+    """Read, tokenize, mix and pack pretraining sources; only what is used is tokenized.
+
+    Args:
+        datasets_and_ratios: `[{"builtin:python-docs": 0.7}, {"path/to/folder": 0.3}]`: builtin names, local files or
+            folders, names of ours and Hub ids. Ratios are shares of the training tokens and need not add up to 1.
+        total_sample_size: training rows wanted. None or -1 takes as many as the ratios allow.
+        dataset_text_field: the column that holds the text.
+        processing_class: the tokenizer, or the folder or name it is loaded from.
+        max_length: tokens a row.
+        packing: rows hold several documents, their lengths in `seq_lengths`; else one document (or part of it) each.
+        formatting_func: makes the text (a string, or a dict with `dataset_text_field`) of a row (a dict).
+        dataset_num_proc: worker threads; the result does not depend on it.
+        seed: of the order of documents and rows.
+        cache_dir: where finished and interrupted mixes are kept (default ~/.cache/small_doge/data). The same call
+            finds its result there; an interrupted one goes on.
+        ratio_by: "tokens", or "rows" to make the ratios shares of documents.
+        test_share: share of the documents held out, chosen by a hash of their `group` or text, hence always the same.
+        test_sample_size: the most rows the test part may have, in the same ratios; further ones are left out.
+        repeat: a source that runs out starts again; otherwise the mix ends there and the report says so.
+        shuffle: documents are shuffled within blocks.
+        source_options: for a source, further arguments of `open_source` (such as `split`) or of the builtin.
+
+    Returns:
+        A `DatasetDict` with `train` and `test`, columns `input_ids` and `seq_lengths`. Every document is one BOS, its
+        text and EOS. `.report` says what was read, kept and left out and why; `save_to_disk` saves it too.
+
+    Raises:
+        ValueError: a source, a ratio or an argument cannot be used, with the mend.
+    """
+    names, ratios = parse_ratios(datasets_and_ratios)
+    check_arguments(max_length, ratio_by, test_share, dataset_num_proc)
+    tokenizer = load_tokenizer(processing_class)
+    plan = PretrainMix(
+        names=names,
+        ratios=ratios,
+        encoder=DocumentEncoder(Encoder(tokenizer)),
+        max_length=max_length,
+        total_rows=None if total_sample_size in (None, -1) else total_sample_size,
+        ratio_by=ratio_by,
+        packing=packing,
+        text_field=dataset_text_field,
+        formatting_func=formatting_func,
+        test_share=test_share,
+        test_rows=test_sample_size,
+        repeat=repeat,
+        shuffle=shuffle,
+        seed=seed,
+        workers=dataset_num_proc,
+        source_options=dict(source_options or {}),
+    )
+    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"pt-{plan_fingerprint(plan, tokenizer)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / REPORT_FILE).exists():
+        plan.run(folder).save(folder)
+    report = Report.load(folder)
+    return with_report({part: read_shards(folder / part, FEATURES) for part in ("train", "test")}, report)
+
+
+mix_datasets_by_radio = mix_datasets_by_ratio
+
+
+def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: int) -> None:
+    """Refuse arguments that cannot be meant.
+
+    Raises:
+        ValueError: with the mend.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length is {max_length}: give at least 2.")
+    if ratio_by not in ("tokens", "rows"):
+        raise ValueError(f"ratio_by is {ratio_by!r}: give 'tokens' or 'rows'.")
+    if not 0 <= test_share < 1:
+        raise ValueError(f"test_share is {test_share}: give a share from 0 to below 1.")
+    if workers < 1:
+        raise ValueError(f"dataset_num_proc is {workers}: give at least 1.")
+
+
+def plan_fingerprint(plan: PretrainMix, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The name under which a plan's result is kept; the number of workers does not enter."""
+    skip = {"encoder", "formatting_func", "workers", "progress"}
+    arguments = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in skip}
+    return fingerprint(plan.names, tokenizer, plan.formatting_func, arguments)

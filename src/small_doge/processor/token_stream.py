@@ -1,0 +1,102 @@
+"""Documents to token arrays, in chunks that several threads encode while the order stays that of the source."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from small_doge.processor.documents import Document
+from small_doge.processor.encoding import Encoder
+from small_doge.processor.report import Report
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+CHUNK_CHARACTERS = 1 << 18
+CHUNK_DOCUMENTS = 512
+BLOCK_CHARACTERS = 1 << 25
+BLOCK_DOCUMENTS = 10_000
+
+
+@dataclass
+class Chunk:
+    """Documents that are encoded together, and the report of the reading that brought them."""
+
+    documents: list[Document]
+    report: Report
+
+
+def shuffle_documents(documents: Iterable[Document], seed: Sequence[int]) -> Iterator[Document]:
+    """Shuffle within blocks of up to 10,000 documents or 32 million characters; memory holds one block."""
+    block: list[Document] = []
+    characters = 0
+    for number in count():
+        for document in documents:
+            block.append(document)
+            characters += len(document.text)
+            if len(block) >= BLOCK_DOCUMENTS or characters >= BLOCK_CHARACTERS:
+                break
+        if not block:
+            return
+        for index in np.random.default_rng([*seed, number]).permutation(len(block)):
+            yield block[index]
+        block, characters = [], 0
+
+
+def chunk_documents(documents: Iterable[Document], report: Report) -> Iterator[Chunk]:
+    """Group documents into chunks of about 256 thousand characters, always the same ones for the same input.
+
+    `report` is the one that the reading of `documents` counts in; each chunk takes its part of it.
+    """
+    chunk: list[Document] = []
+    characters = 0
+    for document in documents:
+        chunk.append(document)
+        characters += len(document.text)
+        if characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
+            yield Chunk(chunk, report.take())
+            chunk, characters = [], 0
+    yield Chunk(chunk, report.take())
+
+
+def map_in_order(
+    function: Callable[[In], Out], items: Iterable[In], pool: ThreadPoolExecutor | None, ahead: int
+) -> Iterator[Out]:
+    """`map(function, items)` with `ahead` calls under way in `pool`; without a pool, plain `map`."""
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class DocumentEncoder:
+    """Turns a document's text into its ids with one BOS before and one EOS after."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        bos, eos = encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id
+        if eos is None:
+            raise ValueError("processing_class has no EOS token, so documents could not end: set its eos_token.")
+        self.before = np.asarray([] if bos is None else [bos], dtype=np.int32)
+        self.after = np.asarray([eos], dtype=np.int32)
+
+    @property
+    def specials(self) -> int:
+        """Special tokens added to each document."""
+        return len(self.before) + len(self.after)
+
+    def __call__(self, texts: list[str]) -> list[NDArray[np.int32]]:
+        return [np.concatenate([self.before, ids, self.after]) for ids in self.encoder.encode_batch(texts)]
