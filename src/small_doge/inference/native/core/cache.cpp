@@ -1,0 +1,24 @@
+#include "cache.hpp"
+
+#include <cstring>
+
+namespace small_doge {
+
+void HeadCache::compact(int block, size_t slot_bytes) {
+    const int all = n + block, live = all - static_cast<int>(evicted.size());
+    int from = live;
+    for (const Eviction& e : evicted) {
+        if (e.slot >= live) continue;
+        while (ranks[from] == UINT32_MAX) ++from;
+        std::memcpy(keys + e.slot * slot_bytes, keys + from * slot_bytes, slot_bytes);
+        std::memcpy(values + e.slot * slot_bytes, values + from * slot_bytes, slot_bytes);
+        scores[e.slot] = scores[from];
+        ranks[e.slot] = ranks[from];
+        positions[e.slot] = positions[from];
+        ++from;
+    }
+    evicted.clear();
+    n = live;
+}
+
+}  // namespace small_doge

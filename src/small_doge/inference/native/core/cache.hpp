@@ -1,0 +1,50 @@
+// The bounded cache: the w keys of highest score of one sequence, layer and key/value head.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace small_doge {
+
+// Scores are compared with 15 bits of mantissa: prefill and decode round differently, and where scores tie
+// (a repeated token in the first layer) recency must decide, not noise.
+inline uint32_t rank_of(float score) {
+    uint32_t bits;
+    static_assert(sizeof bits == sizeof score, "a score is 32 bits");
+    std::memcpy(&bits, &score, 4);
+    return (bits + 0x80u) & 0xffffff00u;
+}
+
+// A key that leaves: invisible to the block's queries from `query` on.
+struct Eviction {
+    int slot, query;
+};
+
+struct HeadCache {
+    uint8_t* keys = nullptr;  // [slot][dim], rotated and normalized; float or bf16
+    uint8_t* values = nullptr;
+    float* scores = nullptr;
+    uint32_t* ranks = nullptr;
+    int32_t* positions = nullptr;
+    int n = 0;                      // live slots, 0 .. n - 1, in no order
+    std::vector<Eviction> evicted;  // by the block under way, whose keys lie behind the live slots
+
+    // Takes the block's key `query` (its bytes already at slot n + query); of window + 1 keys the lowest leaves.
+    void insert(const Kernels& k, int query, float score, int32_t position, int window) {
+        const int slot = n + query;
+        scores[slot] = score;
+        ranks[slot] = rank_of(score);
+        positions[slot] = position;
+        if (slot + 1 - static_cast<int>(evicted.size()) <= window) return;
+        const int gone = k.lowest(ranks, positions, slot + 1);
+        ranks[gone] = UINT32_MAX;  // above every score: it is not found again
+        evicted.push_back({gone, query});
+    }
+
+    // After the block's attention: fills the holes from the end.
+    void compact(int block, size_t slot_bytes);
+};
+
+}  // namespace small_doge

@@ -1,0 +1,321 @@
+// One block of tokens through the layers: the token step when every span holds one token, prefill otherwise.
+// Every thread runs the same phases and meets the others at a barrier wherever it reads what they wrote.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "session.hpp"
+
+namespace small_doge {
+namespace {
+
+struct Range {
+    int first, last;
+};
+
+// Thread's share of n panels, in pairs because the byte kernels take two at a time.
+Range share(int n, int thread, int threads) {
+    const long pairs = (n + 1) / 2;
+    const int first = static_cast<int>(pairs * thread / threads) * 2;
+    const int last = static_cast<int>(pairs * (thread + 1) / threads) * 2;
+    return {std::min(first, n), std::min(last, n)};
+}
+
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+}  // namespace
+
+// Normalizes (when norm is given) and quantizes the input of a product. A lone token is done by every thread for
+// itself, which is cheaper than meeting; more tokens are shared out.
+Activations Session::prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
+                             const float* norm, int width) {
+    Input& in = tokens == 1 ? own : shared;
+    const int group = group_of(type), n = round_up(width, group);
+    const int step = tokens == 1 ? 1 : model_->team.size();
+    for (int t = tokens == 1 ? 0 : thread; t < tokens; t += step) {
+        const float* values = source + static_cast<size_t>(t) * ld;
+        if (norm) {
+            float* out = in.values.data() + static_cast<size_t>(t) * in.ld;
+            k_.rms_norm(values, norm, width, model_->config.eps, out);
+            values = out;
+        }
+        if (is_integer(type)) {
+            const size_t at = static_cast<size_t>(t) * in.ld, at_group = static_cast<size_t>(t) * in.ld_groups;
+            k_.quantize(values, n, group, in.q.data() + at, in.magnitude.data() + at, in.scale.data() + at_group,
+                        in.sum.data() + at_group);
+        }
+    }
+    if (tokens > 1) model_->team.barrier();
+    return in.view(norm ? in.values.data() : source);
+}
+
+void Session::feed(int thread, const Block& block) {
+    const Config& c = model_->config;
+    Team& team = model_->team;
+    const int threads = team.size(), tokens = static_cast<int>(block.tokens.size()), half = c.head_dim / 2;
+    Scratch& own = *scratch_[thread];
+
+    for (const Span& s : block.spans) {
+        for (int t = 0; t < s.count; ++t) {
+            const int at = s.first + t;
+            if (at % threads != thread) continue;
+            model_->embed(block.tokens[at], x_.data() + static_cast<size_t>(at) * ld_x_);
+            const float position = static_cast<float>(s.start + t);
+            for (int i = 0; i < half; ++i) {
+                cos_[static_cast<size_t>(at) * half + i] = std::cos(position * c.inv_freq[i]) * c.rope_scale;
+                sin_[static_cast<size_t>(at) * half + i] = std::sin(position * c.inv_freq[i]) * c.rope_scale;
+            }
+        }
+    }
+    team.barrier();
+
+    const auto product = [&](const Matrix& m, const Activations& in, float* out, int ldo) {
+        const Range r = share(m.panels, thread, threads);
+        k_.matmul(m, in, tokens, out, ldo, r.first, r.last);
+        return Range{r.first * kPanel, std::min(r.last * kPanel, m.rows)};
+    };
+    const auto add_update = [&](Range r, const float* weight) {
+        for (int t = 0; t < tokens && r.first < r.last; ++t) {
+            const size_t at = static_cast<size_t>(t) * ld_x_ + r.first;
+            k_.residual(weight + r.first, update_.data() + at, r.last - r.first, x_.data() + at);
+        }
+    };
+
+    for (int i = 0; i < c.layers; ++i) {
+        const Layer& l = model_->layers[i];
+        Activations in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.qkv.type, l.norm1, c.hidden);
+        product(l.qkv, in, qkv_.data(), ld_qkv_);
+        team.barrier();
+
+        attention(thread, l, i, block);
+        team.barrier();
+
+        in = prepare(thread, attended_, own.attention, attention_.data(), ld_attention_, tokens, l.o.type, nullptr,
+                     c.heads * c.head_dim);
+        add_update(product(l.o, in, update_.data(), ld_x_), l.residual1);
+        for (size_t s = 0, item = 0; s < block.spans.size(); ++s)
+            for (int kv = 0; kv < c.kv_heads; ++kv, ++item)
+                if (static_cast<int>(item % threads) == thread)
+                    cache(block.spans[s].row, i, kv).compact(block.spans[s].count, slot_bytes_);
+        team.barrier();
+
+        in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.gate.type, l.norm2, c.hidden);
+        product(l.gate, in, gate_.data(), ld_wide_);
+        const Range wide = product(l.up, in, up_.data(), ld_wide_);
+        for (int t = 0; t < tokens; ++t) {
+            const size_t at = static_cast<size_t>(t) * ld_wide_ + wide.first;
+            if (wide.first < wide.last)
+                k_.silu_mul(gate_.data() + at, up_.data() + at, round_up(wide.last - wide.first, kPanel), gate_.data() + at);
+        }
+        if (c.experts) product(l.router, in, router_.data(), ld_router_);
+        team.barrier();
+
+        float* mixture = own.expert.data();
+        if (c.experts && tokens == 1) {
+            experts(own, l, in.values, router_.data(), mixture);
+        } else if (c.experts) {
+            for (int t = thread; t < tokens; t += threads)
+                experts(own, l, in.values + static_cast<size_t>(t) * in.ld, router_.data() + static_cast<size_t>(t) * ld_router_,
+                        moe_.data() + static_cast<size_t>(t) * ld_x_);
+            mixture = moe_.data();
+            team.barrier();
+        }
+        in = prepare(thread, wide_, own.wide, gate_.data(), ld_wide_, tokens, l.down.type, nullptr, c.intermediate);
+        const Range r = product(l.down, in, update_.data(), ld_x_);
+        for (int t = 0; c.experts && t < tokens && r.first < r.last; ++t) {
+            const size_t at = static_cast<size_t>(t) * ld_x_ + r.first;
+            k_.axpy_f32(mixture + at, 1.0f, r.last - r.first, update_.data() + at);
+        }
+        add_update(r, l.residual2);
+        team.barrier();
+    }
+    head(thread, block);
+}
+
+void Session::attention(int thread, const Layer& layer, int index, const Block& block) {
+    const Config& c = model_->config;
+    const int threads = model_->team.size(), group = c.heads / c.kv_heads;
+    const int items = static_cast<int>(block.spans.size()) * c.kv_heads;
+    const bool single = block.spans.size() == block.tokens.size();
+    // A thread that owns whole key/value heads need not wait for another's keys.
+    const bool whole = single && (items % threads == 0 || items >= 4 * threads);
+
+    int item = 0;
+    for (const Span& s : block.spans) {
+        for (int kv = 0; kv < c.kv_heads; ++kv, ++item) {
+            if (item % threads != thread) continue;
+            store_keys(*scratch_[thread], layer, index, s, kv);
+            if (whole) attend(*scratch_[thread], layer, index, s, kv, kv * group, group, 0, 1);
+        }
+    }
+    if (whole) return;
+    model_->team.barrier();
+
+    const int heads = single ? 1 : group, queries = single ? 1 : 8;
+    item = 0;
+    for (const Span& s : block.spans)
+        for (int t = 0; t < s.count; t += queries)
+            for (int h = 0; h < c.heads; h += heads, ++item)
+                if (item % threads == thread)
+                    attend(*scratch_[thread], layer, index, s, h / group, h, heads, t, std::min(s.count, t + queries));
+}
+
+// Normalizes and rotates the span's keys of one key/value head, scores them, and puts them behind the live slots.
+void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv) {
+    const Config& c = model_->config;
+    HeadCache& h = cache(span.row, index, kv);
+    const int d = c.head_dim, half = d / 2, values_width = c.kv_heads * d;
+    float* k = s.query.data();
+    for (int t = 0; t < span.count; ++t) {
+        const int at = span.first + t;
+        const float* token = qkv_.data() + static_cast<size_t>(at) * ld_qkv_ + c.heads * d;
+        const float* values = token + values_width;
+        std::memset(k + d, 0, sizeof(float) * (dim_ - d));
+        k_.rms_norm(token + kv * d, layer.k_norm, d, c.eps, k);
+        k_.rope(k, cos_.data() + static_cast<size_t>(at) * half, sin_.data() + static_cast<size_t>(at) * half, half);
+        const size_t slot = h.n + t;
+        if (wide_cache_) {
+            float* to = reinterpret_cast<float*>(h.values + slot * slot_bytes_);
+            std::memcpy(h.keys + slot * slot_bytes_, k, slot_bytes_);
+            std::memcpy(to, values + kv * d, sizeof(float) * d);
+            std::memset(to + d, 0, sizeof(float) * (dim_ - d));
+        } else {
+            bf16* to = reinterpret_cast<bf16*>(h.values + slot * slot_bytes_);
+            k_.to_bf16(k, dim_, reinterpret_cast<bf16*>(h.keys + slot * slot_bytes_));
+            k_.to_bf16(values + kv * d, d, to);
+            std::memset(to + d, 0, sizeof(bf16) * (dim_ - d));
+        }
+        const float score = std::exp(layer.decay[kv] * softplus(k_.dot_f32(layer.dt + static_cast<size_t>(kv) * values_width, values, values_width)));
+        h.insert(k_, t, score, static_cast<int32_t>(span.start + t), slots_);
+    }
+}
+
+// Queries t0 .. t1 - 1 of the span, `heads` heads from head0 on, against one key/value head.
+void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0, int t1) {
+    const Config& c = model_->config;
+    const HeadCache& h = cache(span.row, index, kv);
+    const int d = c.head_dim, half = d / 2, rows = (t1 - t0) * heads, n = h.n + t1;
+    const int ld = round_up(n, 16);
+    const float scaling = 1.0f / std::sqrt(static_cast<float>(d));
+    if (s.weights.size() < static_cast<size_t>(rows) * ld) s.weights.resize(static_cast<size_t>(rows) * (ld + 256));
+
+    for (int r = 0; r < rows; ++r) {
+        const int at = span.first + t0 + r / heads;
+        float* q = s.query.data() + static_cast<size_t>(r) * dim_;
+        k_.rms_norm(qkv_.data() + static_cast<size_t>(at) * ld_qkv_ + (head0 + r % heads) * d, layer.q_norm, d, c.eps, q);
+        k_.rope(q, cos_.data() + static_cast<size_t>(at) * half, sin_.data() + static_cast<size_t>(at) * half, half);
+        for (int i = 0; i < d; ++i) q[i] *= scaling;
+    }
+    if (wide_cache_)
+        k_.dots_f32(s.query.data(), rows, dim_, reinterpret_cast<const float*>(h.keys), n, s.weights.data(), ld);
+    else
+        k_.dots_bf16(s.query.data(), rows, dim_, reinterpret_cast<const bf16*>(h.keys), n, s.weights.data(), ld);
+    for (int r = 0; r < rows; ++r) {
+        const int t = t0 + r / heads, seen = h.n + t + 1;
+        float* w = s.weights.data() + static_cast<size_t>(r) * ld;
+        k_.axpy_f32(h.scores, 1.0f, seen, w);
+        for (const Eviction& e : h.evicted)
+            if (e.query <= t) w[e.slot] = -std::numeric_limits<float>::infinity();
+        k_.softmax(w, seen);
+        std::fill(w + seen, w + n, 0.0f);
+    }
+    if (wide_cache_)
+        k_.mix_f32(s.weights.data(), ld, rows, reinterpret_cast<const float*>(h.values), n, dim_, s.mixed.data());
+    else
+        k_.mix_bf16(s.weights.data(), ld, rows, reinterpret_cast<const bf16*>(h.values), n, dim_, s.mixed.data());
+    for (int r = 0; r < rows; ++r)
+        std::memcpy(attention_.data() + static_cast<size_t>(span.first + t0 + r / heads) * ld_attention_ + (head0 + r % heads) * d,
+                    s.mixed.data() + static_cast<size_t>(r) * dim_, sizeof(float) * d);
+}
+
+// The routed experts of one token: the k pairs of highest summed score of two halves of n scores each.
+void Session::experts(Scratch& s, const Layer& layer, const float* x, const float* router, float* out) {
+    const Config& c = model_->config;
+    const int side = layer.router.rows / 2, k = c.experts_per_token, best = std::min(k, side);
+    const auto higher = [](const Scored& a, const Scored& b) { return a.score > b.score; };
+    auto& [first, second] = s.halves;
+    for (int i = 0; i < side; ++i) {
+        first[i] = {router[i], i};
+        second[i] = {router[side + i], i};
+    }
+    std::partial_sort(first.begin(), first.begin() + best, first.end(), higher);
+    std::partial_sort(second.begin(), second.begin() + best, second.end(), higher);
+    // Pair (i, j) of the sorted halves is preceded by (i + 1)(j + 1) - 1 pairs that are no worse.
+    std::vector<Scored>& pairs = s.pairs;
+    pairs.clear();
+    for (int i = 0; i < best; ++i)
+        for (int j = 0; j < best && (i + 1) * (j + 1) <= k; ++j)
+            pairs.push_back({first[i].score + second[j].score, first[i].index * side + second[j].index});
+    std::partial_sort(pairs.begin(), pairs.begin() + k, pairs.end(), higher);
+
+    s.weights.resize(std::max<size_t>(s.weights.size(), k));
+    for (int i = 0; i < k; ++i) s.weights[i] = pairs[i].score;
+    k_.softmax(s.weights.data(), k);
+    std::fill(out, out + c.hidden, 0.0f);
+    const bool wide = layer.down_embed.type == Type::f32;
+    for (int i = 0; i < k; ++i) {
+        const uint8_t* down = layer.down_embed.data + table_bytes(layer.down_embed.type, pairs[i].index, c.hidden);
+        const uint8_t* up = layer.up_embed.data + table_bytes(layer.up_embed.type, pairs[i].index, c.hidden);
+        const float a = wide ? k_.dot_f32(reinterpret_cast<const float*>(down), x, c.hidden)
+                             : k_.dot_bf16(reinterpret_cast<const bf16*>(down), x, c.hidden);
+        const float weight = s.weights[i] * a / (1.0f + std::exp(-a));
+        if (wide)
+            k_.axpy_f32(reinterpret_cast<const float*>(up), weight, c.hidden, out);
+        else
+            k_.axpy_bf16(reinterpret_cast<const bf16*>(up), weight, c.hidden, out);
+    }
+}
+
+// Logits where they are wanted, and each thread's share of what sampling needs to know about them.
+void Session::head(int thread, const Block& block) {
+    const Config& c = model_->config;
+    Team& team = model_->team;
+    const int threads = team.size(), tokens = static_cast<int>(block.tokens.size());
+    const Matrix& m = model_->head;
+    const Range panels = share(m.panels, thread, threads);
+    const int first = panels.first * kPanel, last = std::min(panels.last * kPanel, c.vocab);
+
+    // Which tokens: all of them, or the last of each span that asks. Their hidden rows move to the front of update_.
+    int wanted = 0;
+    for (const Span& s : block.spans) {
+        for (int t = 0; t < s.count; ++t) {
+            if (!block.all_logits && !(s.logits && t == s.count - 1)) continue;
+            if (wanted % threads == thread)
+                std::memcpy(update_.data() + static_cast<size_t>(wanted) * ld_x_,
+                            x_.data() + static_cast<size_t>(s.first + t) * ld_x_, sizeof(float) * c.hidden);
+            ++wanted;
+        }
+    }
+    if (wanted == 0) return;
+    const bool direct = wanted == 1 && !block.all_logits && tokens == 1;
+    if (!direct) {
+        if (thread == 0 && head_out_.size() < static_cast<size_t>(wanted) * ld_logits_)
+            head_out_.resize(static_cast<size_t>(wanted) * ld_logits_);
+        team.barrier();
+    }
+    const float* source = direct ? x_.data() : update_.data();
+    const Activations in = prepare(thread, hidden_, scratch_[thread]->hidden, source, ld_x_, wanted, m.type, model_->final_norm, c.hidden);
+    float* out = direct ? logits_.data() + static_cast<size_t>(block.spans[0].row) * ld_logits_ : head_out_.data();
+    k_.matmul(m, in, wanted, out, ld_logits_, panels.first, panels.last);
+
+    const LogitStats none = {-std::numeric_limits<float>::infinity(), 0, 0.0f};
+    int at = 0;
+    for (const Span& s : block.spans) {
+        const int count = block.all_logits ? s.count : s.logits ? 1 : 0;
+        at += count;
+        if (!s.logits || count == 0) continue;
+        float* row = logits_.data() + static_cast<size_t>(s.row) * ld_logits_;
+        if (!direct && first < last)
+            std::memcpy(row + first, out + static_cast<size_t>(at - 1) * ld_logits_ + first, sizeof(float) * (last - first));
+        LogitStats& stats = stats_[static_cast<size_t>(s.row) * threads + thread];
+        stats = first < last ? k_.stats(row + first, last - first) : none;
+        stats.argmax += first;
+    }
+    for (int i = 0; block.all_logits && i < wanted && first < last; ++i)
+        std::memcpy(block.all_logits + static_cast<size_t>(i) * c.vocab + first,
+                    out + static_cast<size_t>(i) * ld_logits_ + first, sizeof(float) * (last - first));
+    team.barrier();
+}
+
+}  // namespace small_doge

@@ -1,0 +1,7 @@
+#include "simd_plain.hpp"
+
+#include "kernels.inl"
+
+namespace small_doge {
+const Kernels* kernels_plain() { return &table; }
+}  // namespace small_doge

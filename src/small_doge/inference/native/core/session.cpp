@@ -1,0 +1,283 @@
+#include "session.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+namespace small_doge {
+
+void Session::Input::resize(int tokens, int width) {
+    ld = round_up(width, kActPad);
+    ld_groups = ld / kGroup4;
+    values.assign(static_cast<size_t>(tokens) * ld, 0.0f);
+    q.assign(values.size(), 0);
+    magnitude.assign(values.size(), 0);
+    scale.assign(static_cast<size_t>(tokens) * ld_groups, 0.0f);
+    sum.assign(scale.size(), 0);
+}
+
+Activations Session::Input::view(const float* source) const {
+    return {source, q.data(), magnitude.data(), scale.data(), sum.data(), ld, ld_groups};
+}
+
+Session::Session(std::shared_ptr<Model> model, int batch, int slots)
+    : model_(std::move(model)), k_(*model_->kernels), slots_(slots) {
+    const Config& c = model_->config;
+    wide_cache_ = model_->layers[0].qkv.type == Type::f32;
+    dim_ = round_up(c.head_dim, 16);
+    slot_bytes_ = static_cast<size_t>(dim_) * (wide_cache_ ? 4 : 2);
+    const size_t heads = static_cast<size_t>(c.layers) * c.kv_heads;
+    slot_bytes_total_ = heads * (2 * slot_bytes_ + 12);
+
+    // Pages are committed as slots fill, so a short generation never pays for the whole window.
+    const size_t capacity = slots_ + kBlockTokens, n = heads * batch;
+    cache_memory_ = static_cast<uint8_t*>(std::malloc(n * capacity * 2 * slot_bytes_ + 64));
+    score_memory_ = static_cast<float*>(std::malloc(n * capacity * 12));
+    if (!cache_memory_ || !score_memory_) {
+        std::free(cache_memory_);
+        std::free(score_memory_);
+        throw std::bad_alloc();
+    }
+    uint8_t* at = cache_memory_ + (64 - reinterpret_cast<uintptr_t>(cache_memory_) % 64);
+    float* scores = score_memory_;
+    caches_.resize(n);
+    for (HeadCache& h : caches_) {
+        h.keys = at;
+        h.values = at + capacity * slot_bytes_;
+        at += 2 * capacity * slot_bytes_;
+        h.scores = scores;
+        h.ranks = reinterpret_cast<uint32_t*>(scores + capacity);
+        h.positions = reinterpret_cast<int32_t*>(scores + 2 * capacity);
+        scores += 3 * capacity;
+        h.evicted.reserve(kBlockTokens);
+    }
+
+    rows_.resize(batch);
+    for (Row& r : rows_) r.seen = Seen(c.vocab);
+    ld_x_ = round_up(c.hidden, kPanel);
+    ld_qkv_ = round_up((c.heads + 2 * c.kv_heads) * c.head_dim, kPanel);
+    ld_attention_ = round_up(c.heads * c.head_dim, kActPad);
+    ld_wide_ = round_up(c.intermediate, kActPad);
+    if (c.experts) ld_router_ = model_->layers[0].router.panels * kPanel;
+    ld_logits_ = model_->head.panels * kPanel;
+    logits_.assign(static_cast<size_t>(batch) * ld_logits_, 0.0f);
+    stats_.resize(static_cast<size_t>(batch) * model_->team.size());
+
+    const int group = c.heads / c.kv_heads, query_rows = 8 * group;
+    for (int t = 0; t < model_->team.size(); ++t) {
+        auto s = std::make_unique<Scratch>();
+        s->hidden.resize(1, c.hidden);
+        s->attention.resize(1, c.heads * c.head_dim);
+        s->wide.resize(1, c.intermediate);
+        s->query.assign(static_cast<size_t>(query_rows) * dim_, 0.0f);
+        s->mixed.assign(static_cast<size_t>(query_rows) * dim_, 0.0f);
+        s->expert.assign(ld_x_, 0.0f);
+        if (c.experts) s->halves.fill(std::vector<Scored>(model_->layers[0].router.rows / 2));
+        scratch_.push_back(std::move(s));
+    }
+    resize(std::max(1, batch));
+}
+
+Session::~Session() {
+    std::free(cache_memory_);
+    std::free(score_memory_);
+}
+
+HeadCache& Session::cache(int row, int layer, int kv) {
+    const Config& c = model_->config;
+    return caches_[(static_cast<size_t>(row) * c.layers + layer) * c.kv_heads + kv];
+}
+
+size_t Session::cache_bytes_used() const {
+    size_t used = 0;
+    for (const HeadCache& h : caches_) used += h.n * (2 * slot_bytes_ + 12);
+    return used;
+}
+
+void Session::resize(int tokens) {
+    if (tokens <= capacity_) return;
+    const Config& c = model_->config;
+    const size_t n = capacity_ = tokens;
+    x_.assign(n * ld_x_, 0.0f);
+    qkv_.assign(n * ld_qkv_, 0.0f);
+    attention_.assign(n * ld_attention_, 0.0f);
+    gate_.assign(n * ld_wide_, 0.0f);
+    up_.assign(n * ld_wide_, 0.0f);
+    update_.assign(n * ld_x_, 0.0f);
+    router_.assign(n * ld_router_, 0.0f);
+    if (c.experts) moe_.assign(n * ld_x_, 0.0f);
+    cos_.assign(n * (c.head_dim / 2), 0.0f);
+    sin_.assign(n * (c.head_dim / 2), 0.0f);
+    hidden_.resize(tokens, c.hidden);
+    attended_.resize(tokens, c.heads * c.head_dim);
+    wide_.resize(tokens, c.intermediate);
+}
+
+void Session::reset(const std::vector<int>& rows) {
+    const Config& c = model_->config;
+    for (int row : rows) {
+        rows_[row].length = 0;
+        rows_[row].pending = -1;
+        rows_[row].ready = false;
+        rows_[row].seen.clear();
+        for (int l = 0; l < c.layers; ++l)
+            for (int kv = 0; kv < c.kv_heads; ++kv) cache(row, l, kv).n = 0;
+    }
+}
+
+void Session::check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const {
+    std::vector<bool> used(rows_.size(), false);
+    for (int row : rows) {
+        if (row < 0 || row >= batch()) throw std::invalid_argument("row " + std::to_string(row) + " is not in this session; it has rows 0 to " + std::to_string(batch() - 1));
+        if (used[row]) throw std::invalid_argument("row " + std::to_string(row) + " is named twice; name each row once");
+        used[row] = true;
+    }
+    for (int32_t t : tokens)
+        if (t < 0 || t >= model_->config.vocab)
+            throw std::invalid_argument("token id " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(model_->config.vocab));
+}
+
+void Session::advance(const Block& block) {
+    for (const Span& s : block.spans) {
+        Row& r = rows_[s.row];
+        r.length += s.count;
+        r.ready = s.logits;
+        for (int i = 0; i < s.count; ++i) r.seen.add(block.tokens[s.first + i]);
+    }
+}
+
+void Session::pack_blocks(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
+                          std::vector<Block>& blocks, float* all_logits) {
+    const size_t vocab = model_->config.vocab;
+    size_t done = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const auto& prompt = prompts[i];
+        for (size_t at = 0; at < prompt.size();) {
+            // Rows of all_logits follow the order of the tokens, so blocks may share them whatever they hold.
+            if (blocks.empty() || blocks.back().tokens.size() == kBlockTokens) {
+                blocks.emplace_back();
+                if (all_logits) blocks.back().all_logits = all_logits + done * vocab;
+            }
+            Block& b = blocks.back();
+            const size_t n = std::min(prompt.size() - at, kBlockTokens - b.tokens.size());
+            b.spans.push_back({rows[i], static_cast<int>(b.tokens.size()), static_cast<int>(n),
+                               rows_[rows[i]].length + static_cast<int64_t>(at), at + n == prompt.size()});
+            b.tokens.insert(b.tokens.end(), prompt.begin() + at, prompt.begin() + at + n);
+            at += n;
+            done += n;
+        }
+    }
+}
+
+void Session::flush_pending(const std::vector<int>& rows) {
+    Block block;
+    for (int row : rows) {
+        Row& r = rows_[row];
+        if (r.pending < 0) continue;
+        block.spans.push_back({row, static_cast<int>(block.tokens.size()), 1, r.length, false});
+        block.tokens.push_back(r.pending);
+        r.pending = -1;
+    }
+    if (block.tokens.empty()) return;
+    resize(static_cast<int>(block.tokens.size()));
+    model_->team.run([&](int thread) { feed(thread, block); });
+    advance(block);
+}
+
+void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits) {
+    if (rows.size() != prompts.size()) throw std::invalid_argument("as many prompts as rows are needed");
+    check(rows, {});
+    for (const auto& p : prompts) {
+        if (p.empty()) throw std::invalid_argument("a prompt is empty; begin it with the BOS token");
+        check({}, p);
+    }
+    const std::lock_guard<std::mutex> lock(model_->busy);
+    flush_pending(rows);
+    std::vector<Block> blocks;
+    pack_blocks(rows, prompts, blocks, all_logits);
+    for (const Block& b : blocks) resize(static_cast<int>(b.tokens.size()));
+    model_->team.run([&](int thread) {
+        for (const Block& b : blocks) feed(thread, b);
+    });
+    for (const Block& b : blocks) advance(b);
+}
+
+void Session::step(const std::vector<int>& rows, const std::vector<int32_t>& tokens) {
+    std::vector<std::vector<int32_t>> prompts;
+    for (int32_t t : tokens) prompts.push_back({t});
+    prefill(rows, prompts, nullptr);
+}
+
+Generated Session::decode(const std::vector<int>& rows, int n, const std::vector<Sampling>& how,
+                          const std::vector<int32_t>& stop_ids) {
+    check(rows, {});
+    for (int row : rows)
+        if (!rows_[row].ready && rows_[row].pending < 0)
+            throw std::invalid_argument("row " + std::to_string(row) + " has no tokens yet; call prefill first");
+    const std::lock_guard<std::mutex> lock(model_->busy);
+    const int threads = model_->team.size(), vocab = model_->config.vocab;
+    Generated out;
+    out.tokens.assign(rows.size() * n, -1);
+    out.logprobs.assign(rows.size() * n, 0.0f);
+    out.lengths.assign(rows.size(), 0);
+    out.stopped.assign(rows.size(), 0);
+    std::vector<int> active(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i) active[i] = static_cast<int>(i);
+    resize(static_cast<int>(rows.size()));
+
+    Block block;
+    std::vector<int32_t> fed(rows.size(), -1);  // the token that went into the step under way
+    const auto gather = [&] {  // the tokens that were sampled and are still to be fed
+        block.tokens.clear();
+        block.spans.clear();
+        for (int i : active) {
+            Row& r = rows_[rows[i]];
+            fed[i] = r.pending;
+            if (r.pending < 0) continue;
+            block.spans.push_back({rows[i], static_cast<int>(block.tokens.size()), 1, r.length, true});
+            block.tokens.push_back(r.pending);
+            r.pending = -1;
+        }
+    };
+    const auto sample = [&](int i, int at, Sampler& sampler) {
+        Row& r = rows_[rows[i]];
+        if (fed[i] >= 0) {
+            ++r.length;
+            r.seen.add(fed[i]);
+            r.ready = true;
+        }
+        const LogitStats* parts = stats_.data() + static_cast<size_t>(rows[i]) * threads;
+        LogitStats all = parts[0];
+        for (int t = 1; t < threads; ++t)
+            if (parts[t].max > all.max) all = parts[t];
+        all.sum = 0;
+        for (int t = 0; t < threads; ++t) all.sum += parts[t].sum * std::exp(parts[t].max - all.max);
+        const Choice c = sampler.choose(k_, logits(rows[i]), vocab, all, how[i], r.seen, r.length);
+        out.tokens[static_cast<size_t>(i) * n + at] = c.token;
+        out.logprobs[static_cast<size_t>(i) * n + at] = c.logprob;
+        out.lengths[i] = at + 1;
+        out.stopped[i] = std::find(stop_ids.begin(), stop_ids.end(), c.token) != stop_ids.end();
+        r.pending = c.token;
+    };
+
+    gather();
+    model_->team.run([&](int thread) {
+        for (int at = 0; at < n && !active.empty(); ++at) {
+            if (!block.tokens.empty()) feed(thread, block);
+            for (size_t i = thread; i < active.size(); i += threads) sample(active[i], at, scratch_[thread]->sampler);
+            model_->team.barrier();
+            if (thread == 0) {
+                active.erase(std::remove_if(active.begin(), active.end(), [&](int i) { return out.stopped[i]; }),
+                             active.end());
+                if (at + 1 < n) gather();
+            }
+            model_->team.barrier();
+        }
+    });
+    return out;
+}
+
+}  // namespace small_doge

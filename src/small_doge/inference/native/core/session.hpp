@@ -1,0 +1,129 @@
+// A batch of sequences over one model, each with its own bounded caches; prefill, decode and single steps.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cache.hpp"
+#include "model.hpp"
+#include "sampling.hpp"
+
+namespace small_doge {
+
+constexpr int kBlockTokens = 64;  // tokens that go through the layers together during prefill
+
+// Consecutive tokens of one sequence within a block.
+struct Span {
+    int row, first, count;  // tokens first .. first + count - 1 of the block
+    int64_t start;          // position of the first
+    bool logits;            // whether its last token's logits are wanted
+};
+
+struct Block {
+    std::vector<int32_t> tokens;
+    std::vector<Span> spans;
+    float* all_logits = nullptr;  // when set: [token][vocab], every token of the block
+};
+
+struct Generated {
+    std::vector<int32_t> tokens;   // [row][n], -1 after a row's end
+    std::vector<float> logprobs;   // [row][n], 0 there
+    std::vector<int32_t> lengths;  // tokens of each row
+    std::vector<uint8_t> stopped;  // whether a stop id ended it (it is the last token)
+};
+
+class Session {
+  public:
+    // slots: how many keys a key/value head keeps, at most the model's window.
+    Session(std::shared_ptr<Model> model, int batch, int slots);
+    ~Session();
+    Session(const Session&) = delete;
+    Session& operator=(const Session&) = delete;
+
+    // Appends prompts[i] to sequence rows[i]. all_logits, when set, is [sum of lengths][vocab].
+    void prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits);
+    // One given token to each of the rows.
+    void step(const std::vector<int>& rows, const std::vector<int32_t>& tokens);
+    // Samples up to n tokens for each of the rows; `how` has one entry a row.
+    Generated decode(const std::vector<int>& rows, int n, const std::vector<Sampling>& how,
+                     const std::vector<int32_t>& stop_ids);
+    void reset(const std::vector<int>& rows);
+
+    const float* logits(int row) const { return logits_.data() + static_cast<size_t>(row) * ld_logits_; }
+    int64_t length(int row) const { return rows_[row].length; }
+    int batch() const { return static_cast<int>(rows_.size()); }
+    int slots() const { return slots_; }
+    size_t cache_bytes() const { return slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens); }
+    size_t cache_bytes_used() const;
+    const Model& model() const { return *model_; }
+
+  private:
+    struct Row {
+        int64_t length = 0;     // tokens that went through the layers
+        int32_t pending = -1;   // sampled, but not yet fed
+        bool ready = false;     // logits and stats belong to the last token
+        Seen seen;
+    };
+    // The quantized form of a product's input, for one width.
+    struct Input {
+        int ld = 0, ld_groups = 0;
+        std::vector<float> values;
+        std::vector<int8_t> q;
+        std::vector<uint8_t> magnitude;
+        std::vector<float> scale;
+        std::vector<int32_t> sum;
+        void resize(int tokens, int width);
+        Activations view(const float* source) const;
+    };
+    struct Scored {
+        float score;
+        int index;
+    };
+    // What one thread needs for itself.
+    struct Scratch {
+        Input hidden, attention, wide;
+        std::array<std::vector<Scored>, 2> halves;  // the router's scores, a half each
+        std::vector<Scored> pairs;
+        std::vector<float> query, weights, mixed, expert;
+        Sampler sampler;
+    };
+
+    void feed(int thread, const Block& block);
+    void attention(int thread, const Layer& layer, int index, const Block& block);
+    void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv);
+    void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0, int t1);
+    void head(int thread, const Block& block);
+    void experts(Scratch& s, const Layer& layer, const float* x, const float* router, float* out);
+    Activations prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
+                        const float* norm, int width);
+    HeadCache& cache(int row, int layer, int kv);
+    void resize(int tokens);
+    void check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const;
+    void pack_blocks(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
+                     std::vector<Block>& blocks, float* all_logits);
+    void flush_pending(const std::vector<int>& rows);
+    void advance(const Block& block);
+
+    std::shared_ptr<Model> model_;
+    const Kernels& k_;
+    const int slots_;
+    bool wide_cache_;  // float keys and values for fp32 weights, bf16 otherwise
+    int dim_;          // head_dim padded to the vector width
+    size_t slot_bytes_ = 0, slot_bytes_total_ = 0;
+
+    std::vector<Row> rows_;
+    std::vector<HeadCache> caches_;
+    uint8_t* cache_memory_ = nullptr;
+    float* score_memory_ = nullptr;
+
+    int capacity_ = 0;  // tokens that the buffers below hold
+    int ld_logits_;
+    std::vector<float> x_, qkv_, attention_, gate_, up_, update_, router_, moe_, cos_, sin_, logits_, head_out_;
+    int ld_x_, ld_qkv_, ld_attention_, ld_wide_, ld_router_ = 0;
+    Input hidden_, attended_, wide_;
+    std::vector<LogitStats> stats_;  // [row][thread]
+    std::vector<std::unique_ptr<Scratch>> scratch_;
+};
+
+}  // namespace small_doge

@@ -1,0 +1,99 @@
+// AVX2 + FMA lanes for kernels.inl.
+#pragma once
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "types.hpp"
+
+namespace {
+namespace simd {
+using small_doge::bf16;
+
+constexpr int W = 8;
+constexpr int kTokens = 6;  // tokens in the register tile of the float kernels: 6 x 2 of the 16 registers
+constexpr int kTokensInt = 4;
+constexpr const char* kName = "avx2";
+
+using F = __m256;
+inline F zero() { return _mm256_setzero_ps(); }
+inline F set1(float x) { return _mm256_set1_ps(x); }
+inline F load(const float* p) { return _mm256_loadu_ps(p); }
+inline F load(const bf16* p) {
+    const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+inline void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+inline F add(F a, F b) { return _mm256_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm256_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+inline F min(F a, F b) { return _mm256_min_ps(a, b); }
+inline F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+inline F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// x * 2^n for whole n in [-126, 127]
+inline F scale2(F x, F n) {
+    const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
+}
+inline float hsum(F x) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline void hsum4(F a, F b, F c, F d, float* out) {
+    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
+}
+inline float hmax(F x) {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+// W rows of two neighbouring bf16 columns.
+inline void load_pairs(const uint8_t* p, F& even, F& odd) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    even = _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
+    odd = _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+// Integer products: a lane is one row, four columns a step.
+using I = __m256i;
+struct X4 {
+    __m256i q, magnitude;
+};
+inline I int_start(int32_t) { return _mm256_setzero_si256(); }
+inline X4 broadcast4(const int8_t* q, const uint8_t* magnitude) {
+    int32_t a, b;
+    std::memcpy(&a, q, 4);
+    std::memcpy(&b, magnitude, 4);
+    return {_mm256_set1_epi32(a), _mm256_set1_epi32(b)};
+}
+using W4 = __m256i;
+inline W4 load_w4(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+// |x| <= 127 and |w| <= 127, so a pair of byte products is at most 32,258: vpmaddubsw cannot saturate.
+inline I dot4(I acc, W4 w, X4 x) {
+    const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_sign_epi8(w, x.q));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+
+// Nibbles: eight steps of pairs stay within 16 bits (8 * 2 * 15 * 127 = 30,480).
+using N = __m256i;
+inline N nibble_start() { return _mm256_setzero_si256(); }
+inline void load_nibbles(const uint8_t* p, W4& low, W4& high) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = _mm256_and_si256(raw, mask);
+    high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
+}
+inline N nibble_dot(N acc, W4 w, X4 x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x.q)); }
+inline F nibble_end(N acc, int32_t sum) {
+    const __m256i total = _mm256_madd_epi16(acc, _mm256_set1_epi16(1));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(total, _mm256_set1_epi32(8 * sum)));
+}
+}  // namespace simd
+}  // namespace
