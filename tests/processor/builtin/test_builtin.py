@@ -12,6 +12,7 @@ def test_the_registry_names_four_sources_with_a_line_each():
 
 def test_options_reach_the_generator(documents):
     assert len(list(BUILTIN_SOURCES["builtin:arithmetic"](n=7, split="test"))) == 7
+    assert list(BUILTIN_SOURCES["builtin:python-docs"](packages=False)) == documents
     assert sum(1 for _ in BUILTIN_SOURCES["builtin:python-qa"](documents=documents[:200])) > 50
 
 

@@ -8,6 +8,7 @@ from small_doge.processor.builtin.text_cleaning import clean_description, clean_
     [
         ("See :class:`~a.b.Cee` and ``x``.", "See `a.b.Cee` and `x`."),
         ("First.\n\n.. versionadded:: 3.2\n   More.\n\nLast.", "First.\n\nLast."),
+        ("A `~.path.Path` here.", "A `path.Path` here."),
         (".. note:: Careful.", "Note: Careful."),
         ("Parameters\n----------\nx : int", "Parameters:\nx : int"),
         (":param x: The value.\n:type x: int\n:returns: Twice it.", "x: The value.\nReturns: Twice it."),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .arithmetic import iter_problems
-from .python_docs import iter_documents
+from .python_docs import cached_documents, iter_documents
 from .python_preferences import iter_preferences
 from .python_qa import iter_conversations
 
@@ -31,13 +31,18 @@ class BuiltinSource:
         return self.generate(**options)
 
 
+def _documents(packages: bool = True) -> Iterator[dict]:
+    """As `iter_documents`, but read once a process: questions and preferences are made from the same ones."""
+    return map(dict, cached_documents(packages))
+
+
 def _some_problems(n: int = 20_000, **options: Any) -> Iterator[dict]:
     return iter_problems(n, **options)
 
 
 BUILTIN_SOURCES = {
     "builtin:python-docs": BuiltinSource(
-        "English documentation of Python and of the installed packages (text)", iter_documents
+        "English documentation of Python and of the installed packages (text)", _documents
     ),
     "builtin:python-qa": BuiltinSource(
         "short questions and answers about that documentation (messages)", iter_conversations

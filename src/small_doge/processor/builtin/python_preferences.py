@@ -13,14 +13,14 @@ KINDS = ("truncated", "repeated", "mismatched")
 SHARES = 100  # a mismatched answer is of the same hundredth of the split, so that it never crosses to the other side
 
 
-def iter_preferences(documents: Iterable[dict] | None = None, seed: int = 0) -> Iterator[dict]:
+def iter_preferences(documents: Iterable[dict] | None = None, seed: int = 0, packages: bool = True) -> Iterator[dict]:
     """Yield preference pairs made from the questions of `iter_conversations`, each question once, kinds in turn.
 
     Keys: `prompt`, `chosen` and `rejected` (lists of messages), `kind` (truncated, repeated or mismatched), `id`,
     `group` (split by it; for shares of whole per cents, a mismatched answer belongs to the same part as its question)
     and `source`.
     """
-    documents = cached_documents() if documents is None else documents
+    documents = cached_documents(packages) if documents is None else documents
     asked = [c for c in iter_conversations(documents, seed) if c["kind"] == "what"]
     neighbors: dict[int, list[dict]] = defaultdict(list)
     for conversation in asked:

@@ -50,14 +50,15 @@ _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|eq|fig|no|incl
 _INDEX_LINE = re.compile(r"([\w.]+)(?:\((.*)\))?: (.+)")
 
 
-def iter_conversations(documents: Iterable[dict] | None = None, seed: int = 0) -> Iterator[dict]:
+def iter_conversations(documents: Iterable[dict] | None = None, seed: int = 0, packages: bool = True) -> Iterator[dict]:
     """Yield conversations of one question and one answer, in an order fixed by `seed`.
 
     Keys: `messages` (a user's and an assistant's), `id`, `group` (that of the document: split by it, so that no answer
     of a test document is trained on), `source`, `kind` (what, parameters, module or identity) and `topic` (the name
-    asked about). `documents` are those of `iter_documents`; without them all of this machine are read.
+    asked about). `documents` are those of `iter_documents`; without them those of this
+    machine are read, of the standard library alone where `packages` is false.
     """
-    documents = list(cached_documents() if documents is None else documents)
+    documents = list(cached_documents(packages) if documents is None else documents)
     subjects = [s for d in documents for s in _subjects(d)]
     short_names = Counter(name.rpartition(".")[2] for name, *_ in subjects)
     conversations = list(_identity())

@@ -58,6 +58,8 @@ def clean_description(description: str) -> str:
 def plain_inline(text: str) -> str:
     """Inline markup to plain text: roles and double backquotes become `x`, named links their name."""
     text = _LINK.sub(r"\1", _ROLE.sub(r"`\1`", text))
+    text = re.sub(r"`[~!]\.?([\w.]+)`", r"`\1`", text)
+    text = re.sub(r"> \[!(?:TIP|NOTE|WARNING|IMPORTANT|CAUTION)\]\s*(?:> )?", "", text)
     text = re.sub(r"\[`~?([^`\]]+)`\](?:\([^)\s]*\))?", r"`\1`", text)  # transformers' cross references
     text = re.sub(r"``([^`\n]+?)``", r"`\1`", text)
     text = re.sub(r"``([^`'\n]+?)''", r'"\1"', text)  # quotation marks as TeX writes them
