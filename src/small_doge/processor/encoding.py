@@ -1,4 +1,4 @@
-"""Text to token ids, fast: tiktoken with the tokenizer's own ranks where the ids are the same, `tokenizers` elsewhere."""
+"""Text to token ids, fast: tiktoken with the tokenizer's ranks where the ids are the same, else `tokenizers`."""
 
 from __future__ import annotations
 

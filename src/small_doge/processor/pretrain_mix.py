@@ -19,7 +19,7 @@ from small_doge.processor.mixing import MixState, Sample, describe, mix
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
 from small_doge.processor.report import Report
 from small_doge.processor.row_store import write_shard
-from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, map_in_order, shuffle_documents
+from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, map_in_order, shuffle_blocks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,7 +112,7 @@ class _Run:
         if self.window:
             self._pack(self.window)
         if self.tables:
-            write_shard(self.folder / "train", self.shards, self.tables)
+            write_shard(self.folder / "train", self.shards, self.tables, self.tables[0].schema)
         self._write_test()
         self._finish()
 
@@ -162,7 +162,8 @@ class _Run:
             **plan.source_options.get(name, {}),
         )
         if plan.shuffle:
-            documents = shuffle_documents(documents, [plan.seed, zlib.crc32(name.encode()), epoch])
+            seed = [plan.seed, zlib.crc32(name.encode()), epoch]
+            documents = shuffle_blocks(documents, seed, lambda document: len(document.text))
         seen = self.seen[index]
         for chunk in chunk_documents(documents, report):
             train = sum(not is_test(document, plan.test_share) for document in chunk.documents)
@@ -200,7 +201,7 @@ class _Run:
             self._pack([*self.window, tokens[:head]])
             self.window, self.window_tokens, tokens = [], 0, tokens[head:]
             if self.windows * self.plan.window_rows % self.plan.shard_rows == 0:
-                write_shard(self.folder / "train", self.shards, self.tables)
+                write_shard(self.folder / "train", self.shards, self.tables, self.tables[0].schema)
                 self.tables = []
                 self.shards += 1
                 self._save(tokens)
@@ -258,7 +259,7 @@ class _Run:
     def _write_test(self) -> None:
         if self.test:
             table, stats = self._rows(self.test, np.random.default_rng([self.plan.seed]))
-            write_shard(self.folder / "test", 0, [table])
+            write_shard(self.folder / "test", 0, [table], table.schema)
             self.report.figures["test"] = stats.as_dict()
 
     def _finish(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +15,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset, DatasetDict
 
+ROWS_A_BATCH = 1024
 SHARD_NAME = "shard-{:05d}.arrow"
 
 
-def write_shard(folder: Path, number: int, tables: list[pa.Table], rows_a_batch: int = 1024) -> Path:
+def write_shard(folder: Path, number: int, tables: Iterable[pa.Table], schema: pa.Schema) -> Path:
     """Write tables as one Arrow stream, the format of `datasets`; the file appears whole or not at all."""
     import pyarrow as pa
 
@@ -23,24 +27,44 @@ def write_shard(folder: Path, number: int, tables: list[pa.Table], rows_a_batch:
     path = folder / SHARD_NAME.format(number)
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:
-        with pa.ipc.new_stream(file, tables[0].schema) as writer:
+        with pa.ipc.new_stream(file, schema) as writer:
             for table in tables:
-                writer.write_table(table, max_chunksize=rows_a_batch)
+                writer.write_table(table, max_chunksize=ROWS_A_BATCH)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
     return path
 
 
-def read_shards(folder: Path, features: dict[str, Any]) -> Dataset:
-    """The shards of a folder as one memory-mapped data set, empty where there is none."""
+def write_json_lines(path: Path, folder: Path, rows_a_batch: int = 1000) -> Path:
+    """Turn a file of JSON objects into one shard whose columns are all the fields that occur, to any depth."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[list[dict[str, Any]]]:
+        with open(path, encoding="utf-8") as file:
+            while lines := list(islice(file, rows_a_batch)):
+                yield [json.loads(line) for line in lines]
+
+    def schema_of(batch: list[dict[str, Any]]) -> pa.Schema:
+        # A table made from rows would take its columns from the first row alone; a struct array looks at all of them.
+        return pa.schema(pa.array(batch).type)
+
+    schema = pa.unify_schemas([schema_of(batch) for batch in batches()], promote_options="permissive")
+    return write_shard(folder, 0, (pa.Table.from_pylist(batch, schema=schema) for batch in batches()), schema)
+
+
+def read_shards(folder: Path, empty: dict[str, Any] | None = None) -> Dataset:
+    """The shards of a folder as one memory-mapped data set; where there is none, one without rows.
+
+    `empty` gives the features (name to type) of a data set without rows.
+    """
     from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-    types = Features({name: List(Value(kind)) for name, kind in features.items()})
     shards = [Dataset.from_file(str(path)) for path in sorted(folder.glob("shard-*.arrow"))]
     if not shards:
-        return Dataset.from_dict({name: [] for name in types}, features=types)
-    return concatenate_datasets([shard.cast(types) if shard.features != types else shard for shard in shards])
+        features = Features({name: List(Value(kind)) for name, kind in (empty or {}).items()})
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    return concatenate_datasets(shards)
 
 
 def with_report(parts: dict[str, Dataset], report: Report) -> DatasetDict:

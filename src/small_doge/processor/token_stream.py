@@ -22,7 +22,7 @@ Out = TypeVar("Out")
 CHUNK_CHARACTERS = 1 << 18
 CHUNK_DOCUMENTS = 512
 BLOCK_CHARACTERS = 1 << 25
-BLOCK_DOCUMENTS = 10_000
+BLOCK_ITEMS = 10_000
 
 
 @dataclass
@@ -33,21 +33,21 @@ class Chunk:
     report: Report
 
 
-def shuffle_documents(documents: Iterable[Document], seed: Sequence[int]) -> Iterator[Document]:
-    """Shuffle within blocks of up to 10,000 documents or 32 million characters; memory holds one block."""
-    block: list[Document] = []
-    characters = 0
+def shuffle_blocks(items: Iterable[In], seed: Sequence[int], size: Callable[[In], int]) -> Iterator[In]:
+    """Shuffle within blocks of up to 10,000 items or 32 million characters; memory holds one block."""
+    source = iter(items)
     for number in count():
-        for document in documents:
-            block.append(document)
-            characters += len(document.text)
-            if len(block) >= BLOCK_DOCUMENTS or characters >= BLOCK_CHARACTERS:
+        block: list[In] = []
+        characters = 0
+        for item in source:
+            block.append(item)
+            characters += size(item)
+            if len(block) >= BLOCK_ITEMS or characters >= BLOCK_CHARACTERS:
                 break
         if not block:
             return
         for index in np.random.default_rng([*seed, number]).permutation(len(block)):
             yield block[index]
-        block, characters = [], 0
 
 
 def chunk_documents(documents: Iterable[Document], report: Report) -> Iterator[Chunk]:
