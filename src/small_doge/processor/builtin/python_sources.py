@@ -369,6 +369,6 @@ def _inspected(name: str, module: str, value: object) -> Iterator[Entry]:
 def _runtime_signature(value: object) -> tuple[list[str], str]:
     try:
         signature = inspect.signature(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):  # C code that states none
+    except (TypeError, ValueError, AttributeError):  # C code that states none, or one that Python cannot evaluate
         return [], ""
     return list(signature.parameters), str(signature)
