@@ -1,4 +1,4 @@
-"""What the native core reads and writes on disk: Hugging Face folders, and its own memory-mapped file. No torch here."""
+"""What the native core reads and writes on disk, without torch: Hugging Face folders and its own mapped file."""
 
 import json
 import math

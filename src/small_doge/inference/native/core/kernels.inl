@@ -75,40 +75,42 @@ void panel_f32(const uint8_t* data, const Activations& x, int cols, float* out, 
 
 template <int T>
 void panel_bf16(const uint8_t* w, const Activations& x, int cols, float* out, int ldo) {
-    constexpr int U = columns_at_once<2 * T>();
-    F acc[U][2][T][NV];
+    constexpr int U = columns_at_once<2 * T>(), S = T > 2 ? 1 : 2;  // with many tokens registers are short, not chains
+    F acc[U][S][T][NV];
     for (auto& a : acc)
         for (auto& b : a)
             for (auto& c : b)
                 for (F& d : c) d = zero();
     for (int k = 0; k < cols; k += 2 * U) {
         SMALL_DOGE_UNROLL for (int u = 0; u < U; ++u) {
-            F even[NV], odd[NV];
-            SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v)
-                load_pairs(w + size_t(k + 2 * u) * kPanel * 2 + v * W * 4, even[v], odd[v]);
-            SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) {
-                const float* xt = x.values + size_t(t) * x.ld + k + 2 * u;
-                const F x0 = set1(xt[0]), x1 = set1(xt[1]);
-                // With many tokens one chain a row is enough, and registers are short.
-                constexpr int second = T > 2 ? 0 : 1;
+            if constexpr (T == 1) prefetch(w + size_t(cols + k + 2 * u) * kPanel * 2);
+            SMALL_DOGE_UNROLL for (int odd = 0; odd < 2; ++odd) {
+                F wv[NV];
                 SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) {
-                    acc[u][0][t][v] = fma(even[v], x0, acc[u][0][t][v]);
-                    acc[u][second][t][v] = fma(odd[v], x1, acc[u][second][t][v]);
+                    const uint8_t* at = w + size_t(k + 2 * u) * kPanel * 2 + v * W * 4;
+                    wv[v] = odd ? load_odd(at) : load_even(at);
+                }
+                SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) {
+                    const F xv = set1(x.values[size_t(t) * x.ld + k + 2 * u + odd]);
+                    SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v)
+                        acc[u][odd % S][t][v] = fma(wv[v], xv, acc[u][odd % S][t][v]);
                 }
             }
         }
     }
     SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) {
         SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) {
-            F s = zero();
-            SMALL_DOGE_UNROLL for (int u = 0; u < U; ++u) s = add(s, add(acc[u][0][t][v], acc[u][1][t][v]));
-            store(out + size_t(t) * ldo + v * W, s);
+            F sum = zero();
+            SMALL_DOGE_UNROLL for (int u = 0; u < U; ++u)
+                SMALL_DOGE_UNROLL for (int s = 0; s < S; ++s) sum = add(sum, acc[u][s][t][v]);
+            store(out + size_t(t) * ldo + v * W, sum);
         }
     }
 }
 
 template <int P, int T>
 void panel_int8(const Matrix& m, int panel, const Activations& x, float* out, int ldo) {
+    constexpr int U = T > 2 ? 2 : 8;  // steps unrolled: a group is 32 of them
     const uint8_t* w = m.data + m.panel_bytes * panel;
     const bf16* scales = m.scales + size_t(panel) * m.groups * kPanel;
     F total[P][T][NV];
@@ -122,14 +124,20 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, float* out, in
             SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
                 SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) acc[p][t][v] = start;
         }
-        for (int k = g * kGroup8; k < (g + 1) * kGroup8; k += 4) {
-            X4 xq[T];
-            SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t)
-                xq[t] = broadcast4(x.q + size_t(t) * x.ld + k, x.magnitude + size_t(t) * x.ld + k);
-            SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p) {
-                SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) {
-                    const W4 wv = load_w4(w + p * m.panel_bytes + size_t(k) * kPanel + v * W * 4);
-                    SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) acc[p][t][v] = dot4(acc[p][t][v], wv, xq[t]);
+        for (int k8 = g * kGroup8; k8 < (g + 1) * kGroup8; k8 += 4 * U) {
+            SMALL_DOGE_UNROLL for (int k = k8; k < k8 + 4 * U; k += 4) {
+                W4 wv[P][NV];
+                SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                    SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v)
+                        wv[p][v] = load_w4(w + p * m.panel_bytes + size_t(k) * kPanel + v * W * 4);
+                if constexpr (T == 1) {
+                    SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                        prefetch(w + (P + p) * m.panel_bytes + size_t(k) * kPanel);
+                }
+                SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) {
+                    const X4 xq = broadcast4(x.q + size_t(t) * x.ld + k, x.magnitude + size_t(t) * x.ld + k);
+                    SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                        SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) acc[p][t][v] = dot4(acc[p][t][v], wv[p][v], xq);
                 }
             }
         }
@@ -161,22 +169,24 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, float* out, in
         for (auto& a : acc)
             for (auto& b : a)
                 for (N& c : b) c = nibble_start();
-        SMALL_DOGE_UNROLL for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 4; ++j) {
             const int k = g * kGroup4 + 4 * j;
-            X4 low_x[T], high_x[T];
+            W4 low[P][NV], high[P][NV];
+            SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v)
+                    load_nibbles(w + p * m.panel_bytes + size_t(g) * kGroup4 * kPanel / 2 + j * 64 + v * W * 4,
+                                 low[p][v], high[p][v]);
+            if constexpr (T == 1) {
+                SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                    prefetch(w + (P + p) * m.panel_bytes + size_t(g) * kGroup4 * kPanel / 2 + j * 64);
+            }
             SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t) {
                 const size_t at = size_t(t) * x.ld + k;
-                low_x[t] = broadcast4(x.q + at, x.magnitude + at);
-                high_x[t] = broadcast4(x.q + at + 16, x.magnitude + at + 16);
-            }
-            SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p) {
-                SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v) {
-                    W4 low, high;
-                    load_nibbles(w + p * m.panel_bytes + size_t(g) * kGroup4 * kPanel / 2 + j * 64 + v * W * 4, low,
-                                 high);
-                    SMALL_DOGE_UNROLL for (int t = 0; t < T; ++t)
-                        acc[p][t][v] = nibble_dot(nibble_dot(acc[p][t][v], low, low_x[t]), high, high_x[t]);
-                }
+                const X4 low_x = broadcast4(x.q + at, x.magnitude + at);
+                const X4 high_x = broadcast4(x.q + at + 16, x.magnitude + at + 16);
+                SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p)
+                    SMALL_DOGE_UNROLL for (int v = 0; v < NV; ++v)
+                        acc[p][t][v] = nibble_dot(nibble_dot(acc[p][t][v], low[p][v], low_x), high[p][v], high_x);
             }
         }
         SMALL_DOGE_UNROLL for (int p = 0; p < P; ++p) {
@@ -251,7 +261,7 @@ void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int l
                 panel_int4<2, 1>(m, panel, x, out + size_t(panel) * kPanel, ldo);
         }
     }
-    const int most = is_integer(m.type) ? kTokensInt : kTokens;
+    const int most = is_integer(m.type) ? kTokensInt : m.type == Type::bf16 ? kTokensBf16 : kTokens;
     for (; panel < last; ++panel) {
         for (int t = 0; t < tokens;) {
             const int left = tokens - t;
@@ -261,7 +271,7 @@ void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int l
             float* o = out + size_t(t) * ldo + size_t(panel) * kPanel;
             switch (m.type) {
                 case Type::f32: with_tokens<TileF32, kTokens>(n, &m, panel, &xt, o, ldo); break;
-                case Type::bf16: with_tokens<TileBf16, kTokens>(n, &m, panel, &xt, o, ldo); break;
+                case Type::bf16: with_tokens<TileBf16, kTokensBf16>(n, &m, panel, &xt, o, ldo); break;
                 case Type::int8: with_tokens<TileInt8, kTokensInt>(n, &m, panel, &xt, o, ldo); break;
                 case Type::int4: with_tokens<TileInt4, kTokensInt>(n, &m, panel, &xt, o, ldo); break;
             }
@@ -506,8 +516,10 @@ uint64_t read(const uint8_t* data, size_t n) {
     const uint64_t* p = reinterpret_cast<const uint64_t*>(data);
     uint64_t sum[32] = {};
     const size_t words = n / 8;
-    for (size_t i = 0; i + 32 <= words; i += 32)
+    for (size_t i = 0; i + 32 <= words; i += 32) {
+        for (int j = 0; j < 4; ++j) prefetch(data + i * 8 + 8192 + j * 64);
         for (int j = 0; j < 32; ++j) sum[j] += p[i + j];
+    }
     uint64_t total = 0;
     for (uint64_t s : sum) total += s;
     return total;

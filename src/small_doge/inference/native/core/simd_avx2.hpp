@@ -12,8 +12,11 @@ using small_doge::bf16;
 
 constexpr int W = 8;
 constexpr int kTokens = 6;  // tokens in the register tile of the float kernels: 6 x 2 of the 16 registers
+constexpr int kTokensBf16 = 4;
 constexpr int kTokensInt = 4;
 constexpr const char* kName = "avx2";
+
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 using F = __m256;
 inline F zero() { return _mm256_setzero_ps(); }
@@ -53,11 +56,14 @@ inline float hmax(F x) {
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
-// W rows of two neighbouring bf16 columns.
-inline void load_pairs(const uint8_t* p, F& even, F& odd) {
+// The even and the odd of two neighbouring bf16 columns, W rows.
+inline F load_even(const uint8_t* p) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    even = _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
-    odd = _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(raw, 16));
+}
+inline F load_odd(const uint8_t* p) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 // Integer products: a lane is one row, four columns a step.

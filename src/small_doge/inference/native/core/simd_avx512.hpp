@@ -12,8 +12,11 @@ using small_doge::bf16;
 
 constexpr int W = 16;
 constexpr int kTokens = 12;
+constexpr int kTokensBf16 = 8;
 constexpr int kTokensInt = 8;
 constexpr const char* kName = "avx512";
+
+inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 
 using F = __m512;
 inline F zero() { return _mm512_setzero_ps(); }
@@ -43,10 +46,11 @@ inline void hsum4(F a, F b, F c, F d, float* out) {
 }
 inline float hmax(F x) { return _mm512_reduce_max_ps(x); }
 
-inline void load_pairs(const uint8_t* p, F& even, F& odd) {
-    const __m512i raw = _mm512_loadu_si512(p);
-    even = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
-    odd = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+// The even and the odd of two neighbouring bf16 columns, 16 rows.
+inline F load_even(const uint8_t* p) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16)); }
+inline F load_odd(const uint8_t* p) {
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), mask));
 }
 
 using I = __m512i;

@@ -12,8 +12,11 @@ using small_doge::bf16;
 
 constexpr int W = 4;
 constexpr int kTokens = 4;
+constexpr int kTokensBf16 = 4;
 constexpr int kTokensInt = 4;
 constexpr const char* kName = "neon";
+
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }
 
 using F = float32x4_t;
 inline F zero() { return vdupq_n_f32(0.0f); }
@@ -41,10 +44,11 @@ inline void hsum4(F a, F b, F c, F d, float* out) {
     vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
 }
 inline float hmax(F x) { return vmaxvq_f32(x); }
-inline void load_pairs(const uint8_t* p, F& even, F& odd) {
-    const uint32x4_t raw = vreinterpretq_u32_u8(vld1q_u8(p));
-    even = vreinterpretq_f32_u32(vshlq_n_u32(raw, 16));
-    odd = vreinterpretq_f32_u32(vandq_u32(raw, vdupq_n_u32(0xffff0000u)));
+inline F load_even(const uint8_t* p) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16));
+}
+inline F load_odd(const uint8_t* p) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(vld1q_u8(p)), vdupq_n_u32(0xffff0000u)));
 }
 
 using I = int32x4_t;

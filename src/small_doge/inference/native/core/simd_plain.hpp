@@ -11,8 +11,11 @@ using small_doge::bf16;
 
 constexpr int W = 8;
 constexpr int kTokens = 4;
+constexpr int kTokensBf16 = 4;
 constexpr int kTokensInt = 2;
 constexpr const char* kName = "plain";
+
+inline void prefetch(const uint8_t*) {}
 
 struct F {
     float v[W];
@@ -86,12 +89,13 @@ inline float hmax(F x) {
     for (float v : x.v) m = v > m ? v : m;
     return m;
 }
-inline void load_pairs(const uint8_t* p, F& even, F& odd) {
+inline F load_columns(const uint8_t* p, int odd) {
     uint16_t raw[2 * W];
     std::memcpy(raw, p, sizeof raw);
-    even = lanes([&](int i) { return widen(raw[2 * i]); });
-    odd = lanes([&](int i) { return widen(raw[2 * i + 1]); });
+    return lanes([&](int i) { return widen(raw[2 * i + odd]); });
 }
+inline F load_even(const uint8_t* p) { return load_columns(p, 0); }
+inline F load_odd(const uint8_t* p) { return load_columns(p, 1); }
 
 struct I {
     int32_t v[W];
