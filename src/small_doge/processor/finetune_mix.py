@@ -95,7 +95,7 @@ class _Run:
         for index, name in enumerate(plan.names):
             unneeded = self.seen[index] - self.state.taken[index]
             self.report.unkeep(name, unneeded, "not needed for the size asked for")
-        for index in self.state.ran_out:
+        for index in self.state.ran_out if plan.total_rows is not None or len(plan.names) > 1 else ():
             self.report.note(
                 f"{plan.names[index]} ran out after {self.state.taken[index]:,} training rows and ends the mix there: "
                 "give it more data, a smaller ratio, or repeat=True for more."

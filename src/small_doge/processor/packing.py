@@ -25,7 +25,7 @@ class PackingStats:
     Attributes:
         sequences: sequences given.
         split: sequences longer than a row, continued in further rows.
-        cut_to_fill: cuts made so that rows are full.
+        cut_to_fill: cuts made to have as few rows as can be.
         pieces: sequences and parts of sequences placed.
         rows: rows made.
         tokens_in, tokens_out: tokens given and placed.
@@ -139,7 +139,7 @@ def best_fit(lengths: NDArray[np.int64], max_length: int) -> list[list[int]]:
 def fill_rows(rows: list[list[Piece]], max_length: int) -> list[list[Piece]]:
     """Dissolve the emptiest rows into the room left in the others, so that the fewest rows possible remain.
 
-    Pieces that fit nowhere whole are cut. Afterwards every row but one is full.
+    Pieces that fit nowhere whole are cut. All rows together then lack less than one row's tokens.
     """
     total = sum(length for row in rows for _, length in row)
     target = -(-total // max_length)
@@ -174,7 +174,7 @@ def pack(
         columns: flat values, one array a column (for example `input_ids`), all as long as `lengths` adds up to.
         lengths: the lengths of the sequences, in order; a longer one than `max_length` becomes several pieces.
         max_length: tokens a row can hold.
-        fill: also cut the few sequences that best fit leaves no whole place for, so that all rows but one are full.
+        fill: also cut the few sequences that find no whole place, so that there are as few rows as can be.
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     total = int(sizes.sum())

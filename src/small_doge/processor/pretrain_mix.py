@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from small_doge.processor.documents import Document, is_test, iter_documents
+from small_doge.processor.documents import Document, iter_documents
 from small_doge.processor.mixing import MixState, Sample, describe, mix
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
 from small_doge.processor.report import Report
@@ -165,18 +165,16 @@ class _Run:
             seed = [plan.seed, zlib.crc32(name.encode()), epoch]
             documents = shuffle_blocks(documents, seed, lambda document: len(document.text))
         seen = self.seen[index]
-        for chunk in chunk_documents(documents, report):
-            train = sum(not is_test(document, plan.test_share) for document in chunk.documents)
-            yield chunk, max(0, min(skip - seen, train))
-            seen += train
+        for chunk in chunk_documents(documents, report, plan.test_share):
+            yield chunk, max(0, min(skip - seen, len(chunk.train)))
+            seen += len(chunk.train)
 
     def _encode(self, job: tuple[Chunk, int]) -> tuple[Report, list[Tokens], list[Tokens]]:
         chunk, skip = job
-        share = self.plan.test_share
-        train = [document.text for document in chunk.documents if not is_test(document, share)]
-        test = [document.text for document in chunk.documents if is_test(document, share)]
         empty = np.zeros(0, dtype=np.int32)
-        return chunk.report, [empty] * skip + self.plan.encoder(train[skip:]), self.plan.encoder(test)
+        train = self.plan.encoder([document.text for document in chunk.train[skip:]])
+        test = self.plan.encoder([document.text for document in chunk.test])
+        return chunk.report, [empty] * skip + train, test
 
     def _keep_test(self, index: int, arrays: list[Tokens]) -> None:
         name = self.plan.names[index]
@@ -266,7 +264,7 @@ class _Run:
         plan, report = self.plan, self.report
         for index, name in enumerate(plan.names):
             report.unkeep(name, self.seen[index] - self.state.taken[index], "not needed for the size asked for")
-        for index in self.state.ran_out:
+        for index in self.state.ran_out if plan.total_rows is not None or len(plan.names) > 1 else ():
             report.note(
                 f"{plan.names[index]} ran out after {self.tokens[index]:,} training tokens and ends the mix there: "
                 "give it more data, a smaller ratio, or repeat=True for more."

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from small_doge.processor.documents import Document
+from small_doge.processor.documents import Document, is_test
 from small_doge.processor.encoding import Encoder
 from small_doge.processor.report import Report
 
@@ -29,7 +29,8 @@ BLOCK_ITEMS = 10_000
 class Chunk:
     """Documents that are encoded together, and the report of the reading that brought them."""
 
-    documents: list[Document]
+    train: list[Document]
+    test: list[Document]
     report: Report
 
 
@@ -50,20 +51,21 @@ def shuffle_blocks(items: Iterable[In], seed: Sequence[int], size: Callable[[In]
             yield block[index]
 
 
-def chunk_documents(documents: Iterable[Document], report: Report) -> Iterator[Chunk]:
+def chunk_documents(documents: Iterable[Document], report: Report, test_share: float) -> Iterator[Chunk]:
     """Group documents into chunks of about 256 thousand characters, always the same ones for the same input.
 
     `report` is the one that the reading of `documents` counts in; each chunk takes its part of it.
     """
-    chunk: list[Document] = []
+    train: list[Document] = []
+    test: list[Document] = []
     characters = 0
     for document in documents:
-        chunk.append(document)
+        (test if is_test(document, test_share) else train).append(document)
         characters += len(document.text)
-        if characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
-            yield Chunk(chunk, report.take())
-            chunk, characters = [], 0
-    yield Chunk(chunk, report.take())
+        if characters >= CHUNK_CHARACTERS or len(train) + len(test) >= CHUNK_DOCUMENTS:
+            yield Chunk(train, test, report.take())
+            train, test, characters = [], [], 0
+    yield Chunk(train, test, report.take())
 
 
 def map_in_order(

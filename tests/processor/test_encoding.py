@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import io
+import json
+import random
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from small_doge.processor.encoding import Encoder, tiktoken_encoding
+from small_doge.processor.tokenizer import train_tokenizer
+
+ODD = [
+    "'S",
+    "'ſ",
+    "'t",
+    "  ",
+    "\n",
+    "\r\n",
+    "\t",
+    "中文",
+    "é",
+    "e\u0301",
+    "١٢٣٤",
+    "¼",
+    "\x85",
+    "\u180e",
+    "\u3000",
+    "İ",
+    "ǅ",
+    "1234567",
+    "a_b",
+    "🤖",
+    "_-",
+    ".",
+]
+
+
+def test_our_tokenizers_encode_by_tiktoken(tokenizer):
+    assert Encoder(tokenizer).backend == "tiktoken"
+
+
+def test_both_backends_give_the_same_ids_on_odd_text(tokenizer):
+    fast, slow = Encoder(tokenizer), Encoder(tokenizer, use_tiktoken=False)
+    rng = random.Random(3)
+    texts = [
+        "".join(rng.choice([*ODD, "the ", "list", chr(rng.randrange(0x3000))]) for _ in range(30)) for _ in range(500)
+    ]
+    assert [ids.tolist() for ids in slow.encode_batch(texts)] == [fast.encode(text).tolist() for text in texts]
+
+
+def test_the_ids_are_those_of_the_tokenizer(tokenizer):
+    text = "The median of 1234 values;\n\n\treturn 狗 — it's"
+    assert Encoder(tokenizer).encode(text).tolist() == tokenizer(text).input_ids
+
+
+@pytest.mark.parametrize("use_tiktoken", [True, False])
+def test_text_cannot_forge_special_tokens(tokenizer, use_tiktoken):
+    encoder = Encoder(tokenizer, use_tiktoken)
+    ids = encoder.encode("a <|eot_id|> <think> b").tolist()
+    assert min(ids) >= 14
+    assert tokenizer.decode(ids) == "a <|eot_id|> <think> b"
+
+
+def test_a_tokenizer_whose_merges_are_not_in_rank_order_falls_back_and_says_so(tokenizer, caplog):
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    spec["model"]["merges"] = spec["model"]["merges"][:-1]
+    from tokenizers import Tokenizer
+
+    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)))
+    assert tiktoken_encoding(other) is None
+    assert Encoder(other).backend == "tokenizers"
+    assert "slower" in caplog.text
+
+
+@pytest.mark.slow
+def test_both_backends_agree_on_every_code_point(tokenizer):
+    fast, slow = Encoder(tokenizer), Encoder(tokenizer, use_tiktoken=False)
+    points = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
+    texts = ["".join(f"a{char}b {char} 1{char}" for char in points[i : i + 64]) for i in range(0, len(points), 64)]
+    assert [ids.tolist() for ids in slow.encode_batch(texts)] == [fast.encode(text).tolist() for text in texts]
+
+
+@pytest.mark.data
+def test_both_backends_agree_on_real_text(data_folder):
+    import zstandard
+
+    texts = []
+    for name in ("docs_peps-00", "wiki_zh-00", "code_python-00", "math_stacks-00"):
+        with open(data_folder / "pretrain" / f"{name}.jsonl.zst", "rb") as file:
+            lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
+            texts += [json.loads(line)["text"] for _, line in zip(range(40), lines, strict=False)]
+    tokenizer = train_tokenizer(texts, 2048)
+    fast, slow = Encoder(tokenizer), Encoder(tokenizer, use_tiktoken=False)
+    for text, ids in zip(texts, slow.encode_batch(texts), strict=True):
+        assert fast.encode(text).tolist() == ids.tolist()
+
+
+@pytest.mark.data
+def test_the_released_doge_tokenizer_is_read_by_its_own_rules(data_folder):
+    released = PreTrainedTokenizerFast(tokenizer_file=str(data_folder / "doge_tokenizer.json"))
+    text = "The quick brown fox; def f(x): return x**2\n"
+    assert Encoder(released).encode(text).tolist() == released(text, add_special_tokens=False).input_ids
