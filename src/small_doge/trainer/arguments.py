@@ -53,6 +53,9 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     """Pretraining (`small-doge train pt`)."""
 
     max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
+    compile_layers: bool = option(
+        False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
+    )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")
 
 

@@ -108,7 +108,9 @@ def _coerce(value: Any, hint: Any, what: str) -> Any:
                 return target(value)
             except ValueError:
                 continue
-    if str in plain and isinstance(value, (int, float, bool)):
+    if str in plain and isinstance(value, bool):
+        return "yes" if value else "no"  # YAML reads the words yes and no as booleans.
+    if str in plain and isinstance(value, (int, float)):
         return str(value)
     if not plain:
         return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +23,7 @@ from transformers import (
 from small_doge.models.doge.accounting_doge import training_flops_per_token
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
+from small_doge.models.loading import load_checkpoint
 from small_doge.trainer.callbacks import ProgressReport, StopOnNonFinite
 from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint
 from small_doge.trainer.optimizers import Muon, muon_groups
@@ -73,30 +75,6 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
         raise ValueError(
             f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}: "
             "use the tokenizer that the model was trained with."
-        )
-    return model
-
-
-def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model from a folder or the hub, refusing one whose weights are not all there.
-
-    Raises:
-        ValueError: weights missing or of another shape than the configuration says, or a folder without a model.
-    """
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ValueError(f"{path} holds no model (no config.json): name the folder of a finished checkpoint.")
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except RuntimeError as error:
-        raise ValueError(
-            f"the weights of {path} do not fit its config.json: {' '.join(str(error).split())[:300]}"
-        ) from error
-    model, report = loaded
-    wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
-    if wrong:
-        raise ValueError(
-            f"{path} lacks weights that its config.json promises ({', '.join(wrong[:3])}...): "
-            "copy the checkpoint again, whole."
         )
     return model
 
@@ -177,6 +155,24 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer {tokenizer.name_or_path} has no chat template: "
             "take one of `small-doge tokenizer train`, or set chat_template."
         )
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile each decoder layer in place; layers of one shape share one compilation.
+
+    On a CPU this needs a C++ compiler; where there is none, a warning says so and training goes on uncompiled.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
+    if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
+        logger.warning("no C++ compiler: training goes on uncompiled, at about half the speed; install g++ for all of it.")
+        return
+    for layer in model.get_decoder().layers:
+        layer.compile()
+
+
+def without_router_loss(args: Any) -> None:
+    """Turn TRL's router loss off: it is Mixtral's, which cannot read the product keys of Doge's router."""
+    args.router_aux_loss_coef = 0.0
 
 
 def resume_point(args: Any) -> str | None:

@@ -28,6 +28,7 @@ from small_doge.trainer.setup import (
     load_model,
     load_tokenizer,
     resume_point,
+    without_router_loss,
 )
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = load_tokenizer(args)
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
+    without_router_loss(args)
     data = load_data(args, mix_datasets_by_ratio, tokenizer)
     columns = set(data["train"].column_names)
     if "answer" not in columns or not columns & {"prompt", "question"}:

@@ -20,6 +20,7 @@ from small_doge.trainer.setup import (
     StageTrainer,
     attach_callbacks,
     check_token_ids,
+    compile_layers,
     load_data,
     load_model,
     load_tokenizer,
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length, packing=True)
     check_token_ids(data["train"], model.config.vocab_size, args.dataset or "the mixed data")
     resume = resume_point(args)
+    if args.compile_layers:
+        compile_layers(model)
     save_recipe(args)
 
     trainer = PretrainingTrainer(

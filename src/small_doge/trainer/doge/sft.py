@@ -22,6 +22,7 @@ from small_doge.trainer.setup import (
     load_model,
     load_tokenizer,
     resume_point,
+    without_router_loss,
 )
 
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = load_tokenizer(args)
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
+    without_router_loss(args)
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length)
     resume = resume_point(args)
     save_recipe(args)

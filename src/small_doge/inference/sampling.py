@@ -1,0 +1,75 @@
+"""How the next token is chosen from the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """What a generation may do; the defaults are greedy.
+
+    Args:
+        max_new_tokens: Most tokens to generate for a prompt.
+        temperature: 0 takes the most likely token; above, the logits are divided by it.
+        top_k: Keep the k most likely tokens; 0 for all.
+        top_p: Keep the most likely tokens up to this share of the probability (arXiv 1904.09751).
+        min_p: Keep tokens of at least this share of the most likely one's probability (arXiv 2407.01082).
+        repetition_penalty: Divide the positive logits of tokens seen by this, multiply the negative (arXiv 1909.05858).
+        seed: Of the random choice; fresh for each call if not given.
+        stop_token_ids: Tokens that end a completion; the model's own end tokens if not given.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checks = (
+            (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: ask for at least 1."),
+            (self.temperature >= 0, f"temperature is {self.temperature}: it cannot be negative."),
+            (self.top_k >= 0, f"top_k is {self.top_k}: give 0 (off) or more."),
+            (0 < self.top_p <= 1, f"top_p is {self.top_p}: give a share above 0, up to 1."),
+            (0 <= self.min_p <= 1, f"min_p is {self.min_p}: give a share from 0 to 1."),
+            (self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}: give a number above 0."),
+        )
+        for holds, message in checks:
+            if not holds:
+                raise ValueError(message)
+
+
+def sample(logits_BV: Tensor, seen_BV: Tensor | None, params: SamplingParams, generator: torch.Generator) -> Tensor:
+    """The next token of each sequence: [B].
+
+    Args:
+        logits_BV: Logits in fp32.
+        seen_BV: bool, the tokens that the repetition penalty applies to; None if it is off.
+    """
+    if seen_BV is not None:
+        penalized = torch.where(
+            logits_BV > 0, logits_BV / params.repetition_penalty, logits_BV * params.repetition_penalty
+        )
+        logits_BV = torch.where(seen_BV, penalized, logits_BV)
+    if params.temperature == 0:
+        return logits_BV.argmax(-1)
+    logits_BV = logits_BV / params.temperature
+    if params.top_k:
+        kth = logits_BV.topk(min(params.top_k, logits_BV.shape[-1])).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth, float("-inf"))
+    probabilities = logits_BV.softmax(-1)
+    if params.min_p:
+        probabilities = probabilities.where(probabilities >= params.min_p * probabilities.amax(-1, keepdim=True), 0.0)
+    if params.top_p < 1:
+        ordered, order = probabilities.sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        ordered = ordered.where(before < params.top_p * ordered.sum(-1, keepdim=True), 0.0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -1,0 +1,1 @@
+"""The whole road in one command: text, tokenizer, pretraining, SFT, DPO, distillation, GRPO, report, chat."""

@@ -1,0 +1,53 @@
+"""How much of everything the road takes; the defaults fit 15 minutes of two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the road's data and model. Counts are rows unless they say otherwise.
+
+    Args:
+        vocab_size: Tokens of the tokenizer.
+        row_length: Tokens in a pretraining row.
+        tokenizer_megabytes: Text that the tokenizer is trained on.
+        pretrain_rows: Rows of pretraining.
+        held_out_kilobytes: Held-out text that bits per byte are measured on.
+        conversations: Conversations of supervised fine-tuning.
+        preferences: Preference pairs.
+        problems: Arithmetic problems with worked steps for distillation.
+        reminders: Earlier conversations mixed into distillation, so that they are not forgotten.
+        reinforcement_problems: Problems that GRPO draws from.
+        held_out_conversations, held_out_preferences, held_out_problems: What each figure is measured on.
+        seed: Of every random choice.
+        model: Fields of DogeConfig.
+        overrides: Options for single stages beside their recipe, by stage.
+    """
+
+    vocab_size: int = 4096
+    row_length: int = 256
+    tokenizer_megabytes: float = 8.0
+    pretrain_rows: int = 3600
+    held_out_kilobytes: int = 320
+    conversations: int = 4000
+    preferences: int = 1500
+    problems: int = 5000
+    reminders: int = 500
+    reinforcement_problems: int = 4000
+    held_out_conversations: int = 300
+    held_out_preferences: int = 300
+    held_out_problems: int = 500
+    seed: int = 233
+    model: dict[str, Any] = field(
+        default_factory=lambda: {
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+        }
+    )
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -1,0 +1,78 @@
+"""A recipe says what runs: types are right, overrides win, and a typo is told its mend."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from small_doge.trainer.arguments import PretrainingArguments, SupervisedArguments
+from small_doge.trainer.recipe import load_recipe, save_recipe
+
+
+def recipe(tmp_path: Path, text: str) -> list[str]:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return ["--config", str(path), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
+
+
+def test_scientific_numbers_words_and_structures_get_the_field_types(tmp_path: Path) -> None:
+    text = "learning_rate: 8e-3\nsave_strategy: no\nmax_steps: '20'\nmodel_config: {size: 20M}\nbf16: false\n"
+    args = load_recipe(PretrainingArguments, recipe(tmp_path, text))
+    assert args.learning_rate == 8e-3
+    assert args.save_strategy == "no"
+    assert args.max_steps == 20
+    assert args.model_config == {"size": "20M"}
+
+
+def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
+    argv = [*recipe(tmp_path, "learning_rate: 1e-3\n"), "--learning_rate", "4e-3", "--gradient_checkpointing=True"]
+    args = load_recipe(SupervisedArguments, argv)
+    assert args.learning_rate == 4e-3
+
+
+def test_names_of_earlier_releases_are_understood(tmp_path: Path) -> None:
+    args = load_recipe(PretrainingArguments, recipe(tmp_path, "warmup_ratio: 0.15\nmax_steps: 100\n"))
+    assert args.get_warmup_steps(100) == 15
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1e-3\n", "did you mean 'learning_rate'"),
+        ("max_steps: many\n", "max_steps is 'many', which is not int"),
+        ("bf16: true\nfp16: true\n", "choose one"),
+        ("just a sentence\n", "holds no `name: value` lines"),
+        ("a: [1\n", "is not valid YAML"),
+    ],
+    ids=["a typo", "a word for a number", "both half precisions", "no mapping", "broken YAML"],
+)
+def test_refuses_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe(PretrainingArguments, recipe(tmp_path, text))
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_a_missing_recipe_and_a_missing_output_dir(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no recipe"):
+        load_recipe(PretrainingArguments, ["--config", str(tmp_path / "none.yaml")])
+    with pytest.raises(ValueError, match="no output_dir"):
+        load_recipe(PretrainingArguments, ["--learning_rate", "1"])
+
+
+def test_an_accelerate_option_after_the_script_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    argv = ["--config_file", "recipes/accelerate_configs/single_gpu.yaml", *recipe(tmp_path, "max_steps: 1\n")]
+    with caplog.at_level(logging.WARNING):
+        load_recipe(PretrainingArguments, argv)
+    assert "put it before the script" in caplog.text
+
+
+def test_a_changed_recipe_is_named_when_a_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    argv = recipe(tmp_path, "learning_rate: 1e-3\n")
+    save_recipe(load_recipe(PretrainingArguments, argv))
+    save_recipe(load_recipe(PretrainingArguments, argv))
+    assert "differs" not in caplog.text
+    save_recipe(load_recipe(PretrainingArguments, [*argv, "--learning_rate", "2e-3"]))
+    assert "differs from the run" in caplog.text
+    assert "learning_rate" in caplog.text
