@@ -9,8 +9,16 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 | `naive`  | everything, in O(T * S) memory: the definition | any |
 | `sdpa`   | S <= w without limits: causal attention, the score folded into the head size, torch's fused kernels | any |
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
+| `triton_causal` | everything, in O(T * S) work and O(T) memory | CUDA, Triton |
+| `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
+| `flex`   | everything, by FlexAttention: a second opinion | CUDA |
+
+Half precision is multiplied as it is, with fp32 sums, by `triton_*` and `flex`; the others compute it in fp32. fp64 is
+for `naive`, `sdpa` and `blocked`. Dropout of the weights does not exist here: it would have to be drawn alike by every
+backend and drawn again in backward, and the models this serves train without it.
 """
 
+import torch
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.blocked import blocked_attention
@@ -18,8 +26,9 @@ from small_doge.ops.dynamic_mask_attention.naive import attention_weights, naive
 from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
 from small_doge.ops.dynamic_mask_attention.scores import round_score
 from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
+from small_doge.ops.dynamic_mask_attention.support import has_triton
 
-BACKENDS = ("naive", "sdpa", "blocked")
+BACKENDS = ("naive", "sdpa", "blocked", "triton_causal", "triton_sparse", "flex")
 
 __all__ = [
     "BACKENDS",
@@ -63,11 +72,13 @@ def dynamic_mask_attention(
     Raises:
         ValueError: shapes that do not fit, or a backend that does not exist or cannot do this.
     """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend {backend!r} does not exist: choose 'auto' or one of {', '.join(BACKENDS)}")
     _check(query_BHTD, key_BGSD, value_BGSD, score_BGS, keep_window, limit_BS)
-    queries, keys = query_BHTD.shape[2], key_BGSD.shape[2]
+    keys = key_BGSD.shape[2]
     scale = query_BHTD.shape[3] ** -0.5 if scale is None else scale
     if backend == "auto":
-        backend = choose_backend(query_BHTD.device.type, queries, keys, keep_window, limited=limit_BS is not None)
+        backend = choose_backend(query_BHTD, keys, keep_window, limited=limit_BS is not None)
     tensors = (query_BHTD, key_BGSD, value_BGSD, score_BGS)
     if backend == "naive":
         return naive_attention(*tensors, keep_window=keep_window, limit_BS=limit_BS, scale=scale)
@@ -77,21 +88,43 @@ def dynamic_mask_attention(
                 "backend 'sdpa' cannot mask: use 'auto' where there are more keys than keep_window, or limits"
             )
         return sdpa_attention(*tensors, scale=scale)
+    if backend == "triton_causal" and keys <= keep_window and limit_BS is None:
+        from small_doge.ops.dynamic_mask_attention.triton_attention import triton_causal_attention
+
+        return triton_causal_attention(*tensors, None, scale=scale)
+    horizon_BGS = retention_horizon(score_BGS, keep_window, limit_BS)
     if backend == "blocked":
-        horizon_BGS = retention_horizon(score_BGS, keep_window, limit_BS)
         return blocked_attention(*tensors, horizon_BGS, keep_window=keep_window, scale=scale)
-    raise ValueError(f"backend {backend!r} does not exist: choose 'auto' or one of {', '.join(BACKENDS)}")
+    if backend == "triton_causal":
+        from small_doge.ops.dynamic_mask_attention.triton_attention import triton_causal_attention
+
+        return triton_causal_attention(*tensors, horizon_BGS, scale=scale)
+    if backend == "triton_sparse":
+        from small_doge.ops.dynamic_mask_attention.triton_attention import triton_sparse_attention
+
+        return triton_sparse_attention(*tensors, horizon_BGS, keep_window=keep_window, scale=scale)
+    from small_doge.ops.dynamic_mask_attention.flex import flex_backend
+
+    return flex_backend(*tensors, horizon_BGS, scale=scale)
 
 
-def choose_backend(device: str, queries: int, keys: int, keep_window: int, *, limited: bool) -> str:
+def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: bool) -> str:
     """The rule behind ``backend="auto"``.
 
-    - While S <= w and there are no limits, nothing is masked but the future: `sdpa`.
-    - Everything else: `blocked`.
+    On a GPU with Triton, for fp32, bf16 and fp16:
+
+    - one query that sees every key (decoding): `sdpa`;
+    - S <= 2w: `triton_causal`, for below that the lists would hold nearly everything;
+    - beyond: `triton_sparse`.
+
+    Elsewhere, and for fp64: `sdpa` while S <= w without limits, where nothing is masked but the future; else `blocked`.
     """
-    if keys <= keep_window and not limited:
-        return "sdpa"
-    return "blocked"
+    unmasked = keys <= keep_window and not limited
+    if has_triton(query_BHTD) and query_BHTD.dtype != torch.float64:
+        if unmasked and query_BHTD.shape[2] == 1:
+            return "sdpa"
+        return "triton_causal" if keys <= 2 * keep_window else "triton_sparse"
+    return "sdpa" if unmasked else "blocked"
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, score: Tensor, keep_window: int, limit: Tensor | None) -> None:

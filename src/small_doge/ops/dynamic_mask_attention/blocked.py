@@ -106,7 +106,12 @@ def _(
     scale: float,
     block: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return query.new_empty(query.shape), *(x.new_empty(x.shape) for x in (key, value, score))
+    return (
+        query.new_empty(query.shape),
+        key.new_empty(key.shape),
+        value.new_empty(value.shape),
+        score.new_empty(score.shape),
+    )
 
 
 def _save(ctx, inputs, output) -> None:

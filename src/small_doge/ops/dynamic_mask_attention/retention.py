@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.scores import ordered_score
+from small_doge.ops.dynamic_mask_attention.support import has_triton
 
 
 def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | None = None) -> Tensor:
@@ -53,8 +54,14 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
 def _horizon(score_BGS: Tensor, limit_BS: Tensor, keep_window: int) -> Tensor:
     """One opaque operator, so that a compiled model neither breaks nor unrolls here."""
     batch, groups, keys = score_BGS.shape
-    rank_RS = rank_in_row(score_BGS, limit_BS)
-    threshold_RS = running_threshold(rank_RS, keep_window)
+    rank_RS, position_RS = rank_in_row(score_BGS, limit_BS)
+    if has_triton(score_BGS):
+        from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
+
+        rank_RS = rank_RS.to(torch.int32)
+        threshold_RS = running_threshold_triton(rank_RS, position_RS.to(torch.int32), keep_window)
+    else:
+        threshold_RS = running_threshold(rank_RS, keep_window)
     beaten_RS = torch.searchsorted(threshold_RS, rank_RS, right=True)
     return torch.minimum(beaten_RS.view(batch, groups, keys), limit_BS[:, None, :]).to(torch.int32)
 
@@ -64,12 +71,21 @@ def _(score_BGS: Tensor, limit_BS: Tensor, keep_window: int) -> Tensor:
     return score_BGS.new_empty(score_BGS.shape, dtype=torch.int32)
 
 
-def rank_in_row(score_BGS: Tensor, limit_BS: Tensor) -> Tensor:
-    """The rank of each key in its row by (limit, rounded score, position), ascending: int64 [B * G, S], 0 .. S - 1."""
+def rank_in_row(score_BGS: Tensor, limit_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank of each key in its row by (limit, rounded score, position), ascending, and the position of each rank.
+
+    Both int64 [B * G, S], permutations of 0 .. S - 1.
+    """
+    batch, groups, keys = score_BGS.shape
     order = (limit_BS[:, None, :].to(torch.int64) << 24) | ordered_score(score_BGS).to(torch.int64)
-    by_rank = order.flatten(0, 1).argsort(dim=-1, stable=True)
-    position = torch.arange(order.shape[-1], device=order.device).expand_as(by_rank)
-    return torch.empty_like(by_rank).scatter_(-1, by_rank, position)
+    # One sort of all rows, the row in the highest bits: a GPU sorts long rows one by one otherwise.
+    assert batch * groups < 2**15 and keys < 2**24, "the sort key holds 15 bits of row and 24 of limit"
+    row = torch.arange(batch * groups, device=order.device)[:, None]
+    order = order.flatten(0, 1) | (row << 48)
+    first = row * keys
+    by_rank = order.flatten().argsort(stable=True).view(batch * groups, keys) - first
+    position = torch.arange(keys, device=order.device).expand_as(by_rank)
+    return torch.empty_like(by_rank).scatter_(-1, by_rank, position), by_rank
 
 
 def running_threshold(rank_RS: Tensor, keep_window: int) -> Tensor:

@@ -1,0 +1,284 @@
+"""Dynamic mask attention by Triton kernels, with gradients: the two ways to launch them, and their tile sizes.
+
+`causal`: every key up to the query is looked at, with or without horizons: O(T * S) work; for S up to about 2w.
+`sparse`: each span of queries looks at its list of at most w + C keys: O(T * w) work and O(T) memory.
+Gradients are the same bits every time: no atomics.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from small_doge.ops.dynamic_mask_attention.triton_backward import gather_kernel, key_kernel, query_kernel
+from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, forward_kernel
+from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reach_of
+
+LOG2E = 1.4426950408889634
+
+
+class Tiles(NamedTuple):
+    """The shape of one kernel's work: rows and keys of a tile, warps, software-pipelining stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+TILES: dict[tuple[str, int, int], Tiles] = {
+    # (kernel, head size rounded up to a power of two, bytes of an element)
+    ("forward", 64, 2): Tiles(128, 64, 4, 3),
+    ("forward", 128, 2): Tiles(128, 64, 8, 3),
+    ("forward", 256, 2): Tiles(128, 64, 8, 2),
+    ("query", 64, 2): Tiles(64, 64, 4, 3),
+    ("query", 128, 2): Tiles(128, 64, 8, 2),
+    ("query", 256, 2): Tiles(64, 64, 8, 1),
+    ("key", 64, 2): Tiles(64, 64, 4, 3),
+    ("key", 128, 2): Tiles(64, 128, 8, 2),
+    ("key", 256, 2): Tiles(64, 64, 8, 1),
+    ("forward", 64, 4): Tiles(64, 32, 4, 2),
+    ("forward", 128, 4): Tiles(64, 32, 4, 2),
+    ("forward", 256, 4): Tiles(32, 32, 4, 1),
+    ("query", 64, 4): Tiles(64, 32, 4, 2),
+    ("query", 128, 4): Tiles(64, 32, 8, 1),
+    ("query", 256, 4): Tiles(32, 32, 8, 1),
+    ("key", 64, 4): Tiles(32, 64, 4, 2),
+    ("key", 128, 4): Tiles(32, 64, 8, 1),
+    ("key", 256, 4): Tiles(32, 32, 8, 1),
+}
+"""Fixed and not tuned while running, so that a resumed run adds in the same order as the first."""
+
+
+def triton_causal_attention(
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    score_BGS: Tensor,
+    horizon_BGS: Tensor | None,
+    *,
+    scale: float,
+) -> Tensor:
+    """softmax(scale * q.k + score) v over the keys j <= i, and i < horizon_j if there are horizons: [B, H, T, D]."""
+    if horizon_BGS is None:
+        end = reach = None
+    else:
+        end, reach = horizon_BGS.contiguous(), reach_of(horizon_BGS)
+    lists = (end, reach, None, None, None, None, None)
+    return _forward(*_last_contiguous(query_BHTD, key_BGSD, value_BGSD), score_BGS, *lists, scale, 0)[0]
+
+
+def triton_sparse_attention(
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    score_BGS: Tensor,
+    horizon_BGS: Tensor,
+    *,
+    keep_window: int,
+    scale: float,
+    span: int | None = None,
+) -> Tensor:
+    """The same with O(T * w) work, by lists of the keys that each span of queries can see: [B, H, T, D].
+
+    ``span`` trades the keys of a list that some of its queries cannot see (at most w + span / 2 are looked at) against
+    the number of lists.
+    """
+    span = choose_span(keep_window) if span is None else span
+    horizon_BGS = horizon_BGS.expand(score_BGS.shape)
+    lists = index_lists(horizon_BGS, query_BHTD.shape[2], keep_window, span)
+    return _forward(*_last_contiguous(query_BHTD, key_BGSD, value_BGSD), score_BGS, *lists, scale, span)[0]
+
+
+def choose_span(keep_window: int) -> int:
+    """Queries that share one list: a quarter of w, from 64 to 512."""
+    return max(64, min(512, triton.next_power_of_2(keep_window) // 4))
+
+
+def _last_contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+
+
+def _layout(
+    query: Tensor, key: Tensor, end: Tensor | None, reach: Tensor | None, index: Tensor | None, span: int
+) -> dict[str, Any]:
+    """What all three kernels are told about shapes."""
+    _, heads, queries, head_size = query.shape
+    groups, keys = key.shape[1:3]
+    exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    return {
+        "groups": groups,
+        "end_groups": 1 if end is None or index is not None else end.shape[1],
+        "queries": queries,
+        "keys": keys,
+        "span": queries if index is None else span,
+        "spans": 1 if index is None else index.shape[1],
+        "length": keys if index is None else index.shape[2],
+        "R": heads // groups,
+        "D": head_size,
+        "DP": max(16, triton.next_power_of_2(head_size)),
+        "MASKED": end is not None,
+        "LISTED": index is not None,
+        "PRECISION": "tf32x3" if exact else "tf32",
+    }
+
+
+def _granules(reach: Tensor | None) -> dict[str, int]:
+    count = 0 if reach is None else reach.shape[-1]
+    return {"granules": count, "GRANULES": triton.next_power_of_2(max(count, 1)), "GRANULE_SIZE": GRANULE}
+
+
+def _tiles(kernel: str, query: Tensor) -> Tiles:
+    return TILES[kernel, max(64, triton.next_power_of_2(query.shape[-1])), query.element_size()]
+
+
+def _row_tiles(layout: dict[str, Any], rows: int) -> int:
+    return layout["spans"] * triton.cdiv(layout["span"] * layout["R"], rows)
+
+
+@torch.library.custom_op("small_doge::triton_attention", mutates_args=())
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Tensor,
+    end: Tensor | None,
+    reach: Tensor | None,
+    index: Tensor | None,
+    seen: Tensor | None,
+    slot: Tensor | None,
+    slot0: Tensor | None,
+    count: Tensor | None,
+    scale: float,
+    span: int,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(query)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    layout = _layout(query, key, end, reach, index, span)
+    tiles = _tiles("forward", query)
+    with torch.cuda.device_of(query):
+        forward_kernel[(_row_tiles(layout, tiles.rows), key.shape[0] * key.shape[1])](
+            *(query, key, value, score, end, reach, index, seen, out, lse),
+            *_strides(query, key, value, score, out),
+            **layout,
+            **_granules(reach),
+            scale=scale * LOG2E,
+            **_meta(tiles),
+        )
+    return out, lse
+
+
+@torch.library.custom_op("small_doge::triton_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Tensor,
+    end: Tensor | None,
+    reach: Tensor | None,
+    index: Tensor | None,
+    seen: Tensor | None,
+    slot: Tensor | None,
+    slot0: Tensor | None,
+    count: Tensor | None,
+    scale: float,
+    span: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (grad,) = _last_contiguous(grad)
+    layout = _layout(query, key, end, reach, index, span)
+    delta = torch.empty_like(lse)
+    grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    grad_score = torch.empty_like(score)
+    wholes = (grad_key, grad_value, grad_score)
+    parts = wholes if index is None else _slots(key, layout["spans"] * layout["length"])
+    with torch.cuda.device_of(query):
+        query_pass(layout, query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query, scale)
+        key_pass(layout, query, key, value, score, end, index, seen, slot, grad, lse, delta, parts, scale)
+        if slot0 is not None and count is not None:
+            for part, whole in zip(parts, wholes, strict=True):
+                gather_pass(part, slot0, count, whole)
+    return grad_query, grad_key, grad_value, grad_score
+
+
+def query_pass(layout, query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query, scale):
+    """The gradient of the queries, and delta."""
+    tiles = _tiles("query", query)
+    rows = key.shape[0] * key.shape[1]
+    query_kernel[(_row_tiles(layout, tiles.rows), rows)](
+        *(query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query),
+        *_strides(query, key, value, score, out, grad, grad_query),
+        **layout,
+        **_granules(reach),
+        scale=scale,
+        **_meta(tiles),
+    )
+
+
+def key_pass(layout, query, key, value, score, end, index, seen, slot, grad, lse, delta, parts, scale):
+    """The gradients of keys, values and scores, in place or to their slots."""
+    tiles = _tiles("key", query)
+    rows = key.shape[0] * key.shape[1]
+    whole_tiles = layout["queries"] % layout["span"] == 0 and layout["span"] * layout["R"] % tiles.rows == 0
+    key_kernel[(layout["spans"] * triton.cdiv(layout["length"], tiles.keys), rows)](
+        *(query, key, value, score, end, index, seen, slot, grad, lse, delta, *parts),
+        *_strides(query, key, value, score, grad, *parts),
+        **layout,
+        scale=scale,
+        EVEN=whole_tiles,
+        **_meta(tiles),
+    )
+
+
+def gather_pass(part: Tensor, slot0: Tensor, count: Tensor, whole: Tensor) -> None:
+    """Each key's slots, [B, G, slots, D] or [B, G, slots], summed into [B, G, S, D] or [B, G, S]."""
+    width, block = (part.shape[3], 32) if part.dim() == 4 else (1, 256)
+    batch, groups, keys = whole.shape[:3]
+    gather_kernel[(triton.cdiv(keys, block), batch * groups)](
+        *(part, slot0, count, whole, part.stride(1), *whole.stride()[:3], groups, keys),
+        D=width,
+        DP=triton.next_power_of_2(width),
+        BN=block,
+    )
+
+
+def _slots(key: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+    batch, groups, _, head_size = key.shape
+    part = torch.empty(2, batch, groups, slots, head_size, dtype=torch.float32, device=key.device)
+    return part[0], part[1], torch.empty(batch, groups, slots, dtype=torch.float32, device=key.device)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of batch, head and position."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def _meta(tiles: Tiles) -> dict[str, int]:
+    return {"BM": tiles.rows, "BN": tiles.keys, "num_warps": tiles.warps, "num_stages": tiles.stages}
+
+
+@_forward.register_fake
+def _(query, key, value, score, end, reach, index, seen, slot, slot0, count, scale, span):
+    return torch.empty_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+
+
+@_backward.register_fake
+def _(grad, out, lse, query, key, value, score, end, reach, index, seen, slot, slot0, count, scale, span):
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), torch.empty_like(score)
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.scale, ctx.span = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, grad, _):
+    *tensors, out, lse = ctx.saved_tensors
+    return *_backward(grad, out, lse, *tensors, ctx.scale, ctx.span), *(None,) * 9
+
+
+torch.library.register_autograd(_forward, _differentiate, setup_context=_save)
