@@ -75,7 +75,7 @@ def experts(mlp: torch.nn.Module, x_Td: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def logits(model: DogeForCausalLM, tokens: list[int], window: int) -> torch.Tensor:
-    """float32 [T, vocab]: of each key/value head, query i sees the `window` keys j <= i of highest score; newer wins."""
+    """float32 [T, vocab]: of each key/value head, query i sees the `window` keys j <= i of highest score."""
     config = model.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     dim, length = config.hidden_size // heads, len(tokens)

@@ -66,17 +66,15 @@ nb::ndarray<nb::numpy, float> product(Floats weight, Floats x, int type, const s
     const int ld = round_up(cols, kActPad), ld_groups = ld / kGroup4, ldo = m.panels * kPanel;
     std::vector<float> values(size_t(tokens) * ld), scale(size_t(tokens) * ld_groups), out(size_t(tokens) * ldo);
     std::vector<int8_t> q(values.size());
-    std::vector<uint8_t> magnitude(values.size());
     std::vector<int32_t> sum(scale.size());
     for (int t = 0; t < tokens; ++t) {
         std::memcpy(values.data() + size_t(t) * ld, x.data() + size_t(t) * cols, sizeof(float) * cols);
         if (is_integer(m.type))
-            k->quantize(values.data() + size_t(t) * ld, m.cols_p, group_of(m.type), q.data() + size_t(t) * ld,
-                        magnitude.data() + size_t(t) * ld, scale.data() + size_t(t) * ld_groups,
-                        sum.data() + size_t(t) * ld_groups);
+            k->quantize(values.data() + size_t(t) * ld, m.cols_p, m.type, q.data() + size_t(t) * ld,
+                        scale.data() + size_t(t) * ld_groups, sum.data() + size_t(t) * ld_groups);
     }
-    k->matmul(m, {values.data(), q.data(), magnitude.data(), scale.data(), sum.data(), ld, ld_groups}, tokens, out.data(),
-              ldo, 0, m.panels);
+    k->matmul(m, {values.data(), q.data(), scale.data(), sum.data(), ld, ld_groups}, tokens, out.data(), ldo, 0,
+              m.panels);
     std::vector<float> packed(size_t(tokens) * rows);
     for (int t = 0; t < tokens; ++t)
         std::memcpy(packed.data() + size_t(t) * rows, out.data() + size_t(t) * ldo, sizeof(float) * rows);
@@ -124,8 +122,8 @@ NB_MODULE(_core, m) {
     m.def("available_isas", &available_isas);
     m.def("product", &product, nb::arg("weight"), nb::arg("x"), nb::arg("type"), nb::arg("isa"));
     m.def("round_trip", &round_trip, nb::arg("weight"), nb::arg("type"));
-    m.def("read_bandwidth", &read_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"), nb::arg("isa") = "",
-          nb::call_guard<nb::gil_scoped_release>());
+    m.def("read_bandwidth", &read_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"),
+          nb::arg("isa") = "", nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<Core>(m, "Core")
         .def(
@@ -151,10 +149,11 @@ NB_MODULE(_core, m) {
             },
             nb::kw_only(), nb::arg("layers"), nb::arg("hidden"), nb::arg("intermediate"), nb::arg("heads"),
             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("vocab"), nb::arg("window"), nb::arg("experts"),
-            nb::arg("experts_per_token"), nb::arg("eps"), nb::arg("rope_scale"), nb::arg("inv_freq"), nb::arg("threads"),
-            nb::arg("isa"))
+            nb::arg("experts_per_token"), nb::arg("eps"), nb::arg("rope_scale"), nb::arg("inv_freq"),
+            nb::arg("threads"), nb::arg("isa"))
         .def("add_matrix",
-             [](Core& self, const std::string& name, const std::vector<std::tuple<Bytes, int, int>>& parts, int cols, int type) {
+             [](Core& self, const std::string& name, const std::vector<std::tuple<Bytes, int, int>>& parts, int cols,
+                int type) {
                  std::vector<Part> sources;
                  for (const auto& [data, source, rows] : parts) sources.push_back(part_of(data, source, rows, cols));
                  const nb::gil_scoped_release free;
@@ -190,7 +189,8 @@ NB_MODULE(_core, m) {
             [](Session* self, Core& core, int batch, int slots) { new (self) Session(core.model, batch, slots); },
             nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::keep_alive<1, 2>())
         .def("prefill",
-             [](Session& self, const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, bool all) {
+             [](Session& self, const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
+                bool all) {
                  size_t n = 0;
                  for (const auto& p : prompts) n += p.size();
                  const size_t vocab = self.model().config.vocab;

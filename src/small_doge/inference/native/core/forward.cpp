@@ -31,7 +31,7 @@ float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 Activations Session::prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
                              const float* norm, int width) {
     Input& in = tokens == 1 ? own : shared;
-    const int group = group_of(type), n = round_up(width, group);
+    const int n = round_up(width, group_of(type));
     const int step = tokens == 1 ? 1 : model_->team.size();
     for (int t = tokens == 1 ? 0 : thread; t < tokens; t += step) {
         const float* values = source + static_cast<size_t>(t) * ld;
@@ -42,8 +42,7 @@ Activations Session::prepare(int thread, Input& shared, Input& own, const float*
         }
         if (is_integer(type)) {
             const size_t at = static_cast<size_t>(t) * in.ld, at_group = static_cast<size_t>(t) * in.ld_groups;
-            k_.quantize(values, n, group, in.q.data() + at, in.magnitude.data() + at, in.scale.data() + at_group,
-                        in.sum.data() + at_group);
+            k_.quantize(values, n, type, in.q.data() + at, in.scale.data() + at_group, in.sum.data() + at_group);
         }
     }
     if (tokens > 1) model_->team.barrier();
@@ -106,7 +105,8 @@ void Session::feed(int thread, const Block& block) {
         for (int t = 0; t < tokens; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_wide_ + wide.first;
             if (wide.first < wide.last)
-                k_.silu_mul(gate_.data() + at, up_.data() + at, round_up(wide.last - wide.first, kPanel), gate_.data() + at);
+                k_.silu_mul(gate_.data() + at, up_.data() + at, round_up(wide.last - wide.first, kPanel),
+                            gate_.data() + at);
         }
         if (c.experts) product(l.router, in, router_.data(), ld_router_);
         team.barrier();
@@ -116,7 +116,8 @@ void Session::feed(int thread, const Block& block) {
             experts(own, l, in.values, router_.data(), mixture);
         } else if (c.experts) {
             for (int t = thread; t < tokens; t += threads)
-                experts(own, l, in.values + static_cast<size_t>(t) * in.ld, router_.data() + static_cast<size_t>(t) * ld_router_,
+                experts(own, l, in.values + static_cast<size_t>(t) * in.ld,
+                        router_.data() + static_cast<size_t>(t) * ld_router_,
                         moe_.data() + static_cast<size_t>(t) * ld_x_);
             mixture = moe_.data();
             team.barrier();
@@ -186,13 +187,16 @@ void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& 
             k_.to_bf16(values + kv * d, d, to);
             std::memset(to + d, 0, sizeof(bf16) * (dim_ - d));
         }
-        const float score = std::exp(layer.decay[kv] * softplus(k_.dot_f32(layer.dt + static_cast<size_t>(kv) * values_width, values, values_width)));
+        const float score =
+            std::exp(layer.decay[kv] *
+                     softplus(k_.dot_f32(layer.dt + static_cast<size_t>(kv) * values_width, values, values_width)));
         h.insert(k_, t, score, static_cast<int32_t>(span.start + t), slots_);
     }
 }
 
 // Queries t0 .. t1 - 1 of the span, `heads` heads from head0 on, against one key/value head.
-void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0, int t1) {
+void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0,
+                     int t1) {
     const Config& c = model_->config;
     const HeadCache& h = cache(span.row, index, kv);
     const int d = c.head_dim, half = d / 2, rows = (t1 - t0) * heads, n = h.n + t1;
@@ -203,7 +207,8 @@ void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span
     for (int r = 0; r < rows; ++r) {
         const int at = span.first + t0 + r / heads;
         float* q = s.query.data() + static_cast<size_t>(r) * dim_;
-        k_.rms_norm(qkv_.data() + static_cast<size_t>(at) * ld_qkv_ + (head0 + r % heads) * d, layer.q_norm, d, c.eps, q);
+        k_.rms_norm(qkv_.data() + static_cast<size_t>(at) * ld_qkv_ + (head0 + r % heads) * d, layer.q_norm, d, c.eps,
+                    q);
         k_.rope(q, cos_.data() + static_cast<size_t>(at) * half, sin_.data() + static_cast<size_t>(at) * half, half);
         for (int i = 0; i < d; ++i) q[i] *= scaling;
     }
@@ -225,7 +230,8 @@ void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span
     else
         k_.mix_bf16(s.weights.data(), ld, rows, reinterpret_cast<const bf16*>(h.values), n, dim_, s.mixed.data());
     for (int r = 0; r < rows; ++r)
-        std::memcpy(attention_.data() + static_cast<size_t>(span.first + t0 + r / heads) * ld_attention_ + (head0 + r % heads) * d,
+        std::memcpy(attention_.data() + static_cast<size_t>(span.first + t0 + r / heads) * ld_attention_ +
+                        (head0 + r % heads) * d,
                     s.mixed.data() + static_cast<size_t>(r) * dim_, sizeof(float) * d);
 }
 
@@ -295,7 +301,8 @@ void Session::head(int thread, const Block& block) {
         team.barrier();
     }
     const float* source = direct ? x_.data() : update_.data();
-    const Activations in = prepare(thread, hidden_, scratch_[thread]->hidden, source, ld_x_, wanted, m.type, model_->final_norm, c.hidden);
+    const Activations in =
+        prepare(thread, hidden_, scratch_[thread]->hidden, source, ld_x_, wanted, m.type, model_->final_norm, c.hidden);
     float* out = direct ? logits_.data() + static_cast<size_t>(block.spans[0].row) * ld_logits_ : head_out_.data();
     k_.matmul(m, in, wanted, out, ld_logits_, panels.first, panels.last);
 
@@ -307,7 +314,8 @@ void Session::head(int thread, const Block& block) {
         if (!s.logits || count == 0) continue;
         float* row = logits_.data() + static_cast<size_t>(s.row) * ld_logits_;
         if (!direct && first < last)
-            std::memcpy(row + first, out + static_cast<size_t>(at - 1) * ld_logits_ + first, sizeof(float) * (last - first));
+            std::memcpy(row + first, out + static_cast<size_t>(at - 1) * ld_logits_ + first,
+                        sizeof(float) * (last - first));
         LogitStats& stats = stats_[static_cast<size_t>(s.row) * threads + thread];
         stats = first < last ? k_.stats(row + first, last - first) : none;
         stats.argmax += first;

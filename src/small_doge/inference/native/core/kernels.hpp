@@ -11,8 +11,8 @@ struct Kernels {
     // out[token][row] for the panels [first, last) of w; out holds 16 rows a panel, `ldo` values a token.
     void (*matmul)(const Matrix& w, const Activations& x, int tokens, float* out, int ldo, int first, int last);
 
-    // Symmetric 8-bit quantization of one token's n values (n a multiple of group).
-    void (*quantize)(const float* x, int n, int group, int8_t* q, uint8_t* magnitude, float* scale, int32_t* sum);
+    // Symmetric 8-bit quantization of one token's n values, in the groups of that weight type (n a multiple of one).
+    void (*quantize)(const float* x, int n, Type type, int8_t* q, float* scale, int32_t* sum);
 
     // logits[r][j] = q[r] . key[j]; keys are rows of dim values, dim a multiple of 16.
     void (*dots_f32)(const float* q, int rows, int dim, const float* keys, int n, float* out, int ldo);

@@ -29,7 +29,9 @@ uint8_t* allocate(size_t bytes) {
 
 const Kernels* require_kernels(const std::string& isa) {
     const Kernels* k = find_kernels(isa.c_str());
-    if (!k) throw std::invalid_argument("isa='" + isa + "' is not available here; leave isa unset or take one of available_isas()");
+    if (!k)
+        throw std::invalid_argument("isa='" + isa +
+                                    "' is not available here; leave isa unset or take one of available_isas()");
     return k;
 }
 
@@ -77,7 +79,8 @@ void Model::add_table(const std::string& name, const Part& part, int cols, Type 
     entries_[name] = {false, type, part.rows, cols, out, bytes};
 }
 
-void Model::adopt(const std::string& name, bool is_matrix, Type type, int rows, int cols, const uint8_t* data, size_t bytes) {
+void Model::adopt(const std::string& name, bool is_matrix, Type type, int rows, int cols, const uint8_t* data,
+                  size_t bytes) {
     if (bytes != (is_matrix ? packed_bytes(type, rows, cols) : table_bytes(type, rows, cols)))
         throw std::invalid_argument("'" + name + "' in the saved file has the wrong number of bytes; save it again");
     entries_[name] = {is_matrix, type, rows, cols, data, bytes};

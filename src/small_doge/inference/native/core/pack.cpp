@@ -149,7 +149,10 @@ Matrix describe(Type type, int rows, int cols, const uint8_t* data) {
     m.cols_p = round_up(cols, group_of(type));
     m.groups = m.cols_p / group_of(type);
     const size_t weights = static_cast<size_t>(kPanel) * m.cols_p;
-    m.panel_bytes = type == Type::f32 ? weights * 4 : type == Type::bf16 ? weights * 2 : type == Type::int8 ? weights : weights / 2;
+    m.panel_bytes = type == Type::f32    ? weights * 4
+                    : type == Type::bf16 ? weights * 2
+                    : type == Type::int8 ? weights
+                                         : weights / 2;
     m.data = data;
     if (data && is_integer(type)) m.scales = reinterpret_cast<const bf16*>(data + m.panel_bytes * m.panels);
     return m;

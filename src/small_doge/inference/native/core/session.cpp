@@ -14,13 +14,12 @@ void Session::Input::resize(int tokens, int width) {
     ld_groups = ld / kGroup4;
     values.assign(static_cast<size_t>(tokens) * ld, 0.0f);
     q.assign(values.size(), 0);
-    magnitude.assign(values.size(), 0);
     scale.assign(static_cast<size_t>(tokens) * ld_groups, 0.0f);
     sum.assign(scale.size(), 0);
 }
 
 Activations Session::Input::view(const float* source) const {
-    return {source, q.data(), magnitude.data(), scale.data(), sum.data(), ld, ld_groups};
+    return {source, q.data(), scale.data(), sum.data(), ld, ld_groups};
 }
 
 Session::Session(std::shared_ptr<Model> model, int batch, int slots)
@@ -131,13 +130,17 @@ void Session::reset(const std::vector<int>& rows) {
 void Session::check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const {
     std::vector<bool> used(rows_.size(), false);
     for (int row : rows) {
-        if (row < 0 || row >= batch()) throw std::invalid_argument("row " + std::to_string(row) + " is not in this session; it has rows 0 to " + std::to_string(batch() - 1));
-        if (used[row]) throw std::invalid_argument("row " + std::to_string(row) + " is named twice; name each row once");
+        if (row < 0 || row >= batch())
+            throw std::invalid_argument("row " + std::to_string(row) + " is not in this session; it has rows 0 to " +
+                                        std::to_string(batch() - 1));
+        if (used[row])
+            throw std::invalid_argument("row " + std::to_string(row) + " is named twice; name each row once");
         used[row] = true;
     }
     for (int32_t t : tokens)
         if (t < 0 || t >= model_->config.vocab)
-            throw std::invalid_argument("token id " + std::to_string(t) + " is outside the vocabulary of " + std::to_string(model_->config.vocab));
+            throw std::invalid_argument("token id " + std::to_string(t) + " is outside the vocabulary of " +
+                                        std::to_string(model_->config.vocab));
 }
 
 void Session::advance(const Block& block) {
@@ -187,7 +190,8 @@ void Session::flush_pending(const std::vector<int>& rows) {
     advance(block);
 }
 
-void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits) {
+void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
+                      float* all_logits) {
     if (rows.size() != prompts.size()) throw std::invalid_argument("as many prompts as rows are needed");
     check(rows, {});
     for (const auto& p : prompts) {
@@ -230,7 +234,7 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
 
     Block block;
     std::vector<int32_t> fed(rows.size(), -1);  // the token that went into the step under way
-    const auto gather = [&] {  // the tokens that were sampled and are still to be fed
+    const auto gather = [&] {                   // the tokens that were sampled and are still to be fed
         block.tokens.clear();
         block.spans.clear();
         for (int i : active) {

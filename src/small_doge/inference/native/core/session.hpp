@@ -60,9 +60,9 @@ class Session {
 
   private:
     struct Row {
-        int64_t length = 0;     // tokens that went through the layers
-        int32_t pending = -1;   // sampled, but not yet fed
-        bool ready = false;     // logits and stats belong to the last token
+        int64_t length = 0;    // tokens that went through the layers
+        int32_t pending = -1;  // sampled, but not yet fed
+        bool ready = false;    // logits and stats belong to the last token
         Seen seen;
     };
     // The quantized form of a product's input, for one width.
@@ -70,7 +70,6 @@ class Session {
         int ld = 0, ld_groups = 0;
         std::vector<float> values;
         std::vector<int8_t> q;
-        std::vector<uint8_t> magnitude;
         std::vector<float> scale;
         std::vector<int32_t> sum;
         void resize(int tokens, int width);
@@ -92,7 +91,8 @@ class Session {
     void feed(int thread, const Block& block);
     void attention(int thread, const Layer& layer, int index, const Block& block);
     void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv);
-    void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0, int t1);
+    void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0,
+                int t1);
     void head(int thread, const Block& block);
     void experts(Scratch& s, const Layer& layer, const float* x, const float* router, float* out);
     Activations prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,

@@ -69,20 +69,20 @@ inline F load_odd(const uint8_t* p) {
 // Integer products: a lane is one row, four columns a step.
 using I = __m256i;
 struct X4 {
-    __m256i q, magnitude;
+    __m256i q;
 };
 inline I int_start(int32_t) { return _mm256_setzero_si256(); }
-inline X4 broadcast4(const int8_t* q, const uint8_t* magnitude) {
-    int32_t a, b;
+inline X4 broadcast4(const int8_t* q) {
+    int32_t a;
     std::memcpy(&a, q, 4);
-    std::memcpy(&b, magnitude, 4);
-    return {_mm256_set1_epi32(a), _mm256_set1_epi32(b)};
+    return {_mm256_set1_epi32(a)};
 }
 using W4 = __m256i;
 inline W4 load_w4(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-// |x| <= 127 and |w| <= 127, so a pair of byte products is at most 32,258: vpmaddubsw cannot saturate.
+// vpmaddubsw wants one unsigned operand: |x|, with the sign of x moved to w. |x| <= 127 and |w| <= 127, so a pair of
+// products is at most 32,258 and never saturates.
 inline I dot4(I acc, W4 w, X4 x) {
-    const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_sign_epi8(w, x.q));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x.q), _mm256_sign_epi8(w, x.q));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }

@@ -57,9 +57,9 @@ using I = __m512i;
 struct X4 {
     __m512i q;
 };
-// vpdpbusd wants one unsigned operand: the weights enter as w + 128, and 128 times the sum of x leaves again here.
+// vpdpbusd wants one unsigned operand: weights enter as w + 128, and 128 times the sum of x is taken off here.
 inline I int_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
-inline X4 broadcast4(const int8_t* q, const uint8_t*) {
+inline X4 broadcast4(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
     return {_mm512_set1_epi32(a)};

@@ -40,9 +40,7 @@ inline F scale2(F x, F n) {
     return vmulq_f32(x, vreinterpretq_f32_s32(e));
 }
 inline float hsum(F x) { return vaddvq_f32(x); }
-inline void hsum4(F a, F b, F c, F d, float* out) {
-    vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
-}
+inline void hsum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
 inline float hmax(F x) { return vmaxvq_f32(x); }
 inline F load_even(const uint8_t* p) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16));
@@ -56,13 +54,13 @@ struct X4 {
     int8x16_t q;
 };
 inline I int_start(int32_t) { return vdupq_n_s32(0); }
-inline X4 broadcast4(const int8_t* q, const uint8_t*) {
+inline X4 broadcast4(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
     return {vreinterpretq_s8_s32(vdupq_n_s32(a))};
 }
 using W4 = int8x16_t;
-inline W4 load_w4(const uint8_t* p) { return vld1q_s8(reinterpret_cast<const int8_t*>(p)); }
+inline W4 load_w4(const uint8_t* p) { return vreinterpretq_s8_u8(vld1q_u8(p)); }
 inline I dot4(I acc, W4 w, X4 x) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return vdotq_s32(acc, w, x.q);

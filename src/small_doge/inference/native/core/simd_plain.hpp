@@ -107,7 +107,7 @@ struct W4 {
     int8_t v[4 * W];
 };
 inline I int_start(int32_t) { return {}; }
-inline X4 broadcast4(const int8_t* q, const uint8_t*) { return {{q[0], q[1], q[2], q[3]}}; }
+inline X4 broadcast4(const int8_t* q) { return {{q[0], q[1], q[2], q[3]}}; }
 inline W4 load_w4(const uint8_t* p) {
     W4 w;
     std::memcpy(w.v, p, sizeof w.v);

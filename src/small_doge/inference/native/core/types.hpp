@@ -50,9 +50,8 @@ struct Table {
 struct Activations {
     const float* values = nullptr;
     const int8_t* q = nullptr;
-    const uint8_t* magnitude = nullptr;  // |q|: the unsigned operand of AVX2's byte product
-    const float* scale = nullptr;        // one a group, `ld_groups` a token
-    const int32_t* sum = nullptr;        // sum of q over the group
+    const float* scale = nullptr;  // one a group, `ld_groups` a token
+    const int32_t* sum = nullptr;  // sum of q over the group
     int ld = 0, ld_groups = 0;
 };
 
