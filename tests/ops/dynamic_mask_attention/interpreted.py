@@ -1,0 +1,79 @@
+"""Runs the Triton kernels in Triton's interpreter, on a CPU; prints one JSON line a case: its relative errors.
+
+A process of its own (`test_triton.py` starts it), because the interpreter must be chosen before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton.runtime.interpreter as interpreter
+
+from small_doge.ops.dynamic_mask_attention import dynamic_mask_attention, triton_attention
+from small_doge.ops.dynamic_mask_attention.retention import rank_in_row, retention_horizon, running_threshold
+from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
+
+from .attention_cases import draw_inputs, draw_limits, draw_scores, relative_errors, with_gradients
+
+
+def mend_the_interpreter() -> None:
+    """Triton 3.6 calls int() on arrays of one element, which NumPy 2.4 refuses."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched
+
+
+def attention(kernel, heads, groups, queries, keys, window, limits, head_size, dtype, scores) -> dict[str, float]:
+    inputs = draw_inputs(heads, groups, queries, keys, head_size, getattr(torch, dtype), scores, batch=1)
+    limit = draw_limits(limits, 1, keys)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    expected = with_gradients(
+        lambda *x: dynamic_mask_attention(*x, keep_window=window, limit_BS=limit, backend="naive"), exact
+    )
+
+    def call(query, key, value, score):
+        scale = head_size**-0.5
+        horizon = retention_horizon(score, window, limit)
+        if kernel == "sparse":
+            return triton_attention.triton_sparse_attention(
+                query, key, value, score, horizon, keep_window=window, scale=scale, span=24
+            )
+        masked = keys > window or limit is not None
+        return triton_attention.triton_causal_attention(
+            query, key, value, score, horizon if masked else None, scale=scale
+        )
+
+    return relative_errors(with_gradients(call, inputs), expected)
+
+
+def threshold(keys, window, scores) -> dict[str, float]:
+    rank, position = rank_in_row(draw_scores(scores, 1, 2, keys), torch.full((1, keys), keys))
+    found = running_threshold_triton(rank.int(), position.int(), window)
+    return {"wrong": float((found != running_threshold(rank, window)).sum())}
+
+
+def main() -> None:
+    mend_the_interpreter()
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    for name in triton_attention.TILES:
+        triton_attention.TILES[name] = triton_attention.Tiles(rows=32, keys=32, warps=4, stages=1)
+    for case in json.loads(sys.argv[1]):
+        torch.manual_seed(0)
+        errors = threshold(*case[1:]) if case[0] == "threshold" else attention(*case)
+        print(json.dumps(errors), flush=True)
+
+
+if __name__ == "__main__":
+    main()
