@@ -114,7 +114,7 @@ def save(data: DatasetDict, folder: Path) -> None:
 def make_tokenizer(sources: Sources, settings: Settings, folder: Path) -> dict[str, Any]:
     """Train the tokenizer on training text, and a little arithmetic so that it knows the words of the tasks."""
     texts = sample_texts(sources.text, settings.tokenizer_megabytes, held_out=False, seed=settings.seed)
-    problems = BUILTIN_SOURCES[ARITHMETIC](n=min(2000, settings.problems), seed=settings.seed)
+    problems = BUILTIN_SOURCES[ARITHMETIC](n=min(1000, settings.problems), seed=settings.seed, **settings.arithmetic)
     texts += [f"{problem['question']}\n{problem['reasoning']}" for problem in problems]
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     tokenizer.save_pretrained(str(folder))
@@ -170,7 +170,7 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
         total_sample_size=round(sum(share for trace in traces for share in trace.values())),
         kind="conversation",
         apply_thinking_template=True,
-        source_options={ARITHMETIC: {"n": problems + 1000, "seed": settings.seed}},
+        source_options={ARITHMETIC: {"n": problems + 600, "seed": settings.seed, **settings.arithmetic}},
         **common,
     )
     save(distillation, folder / "distill")
@@ -181,12 +181,14 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
         total_sample_size=wanted,
         kind="conversation",
         keep_columns=("question", "answer"),
-        source_options={ARITHMETIC: {"n": wanted + 1000, "seed": settings.seed + 1}},
+        source_options={ARITHMETIC: {"n": wanted + 500, "seed": settings.seed + 1, **settings.arithmetic}},
         **common,
     )
     save(reinforcement, folder / "grpo")
 
-    tests = BUILTIN_SOURCES[ARITHMETIC](n=settings.held_out_problems, seed=settings.seed, split="test")
+    tests = BUILTIN_SOURCES[ARITHMETIC](
+        n=settings.held_out_problems, seed=settings.seed, split="test", **settings.arithmetic
+    )
     held_out = {
         "texts": held_out_texts,
         "conversations": [row["messages"] for row in conversations["test"]],

@@ -21,22 +21,24 @@ class Settings:
         problems: Arithmetic problems with worked steps for distillation.
         reminders: Earlier conversations mixed into distillation, so that they are not forgotten.
         reinforcement_problems: Problems that GRPO draws from.
+        arithmetic: How hard the problems are (options of `builtin:arithmetic`).
         held_out_conversations, held_out_preferences, held_out_problems: What each figure is measured on.
         seed: Of every random choice.
         model: Fields of DogeConfig.
         overrides: Options for single stages beside their recipe, by stage.
     """
 
-    vocab_size: int = 4096
+    vocab_size: int = 2048
     row_length: int = 256
     tokenizer_megabytes: float = 8.0
-    pretrain_rows: int = 3600
+    pretrain_rows: int = 7200
     held_out_kilobytes: int = 320
-    conversations: int = 4000
-    preferences: int = 1500
-    problems: int = 5000
-    reminders: int = 500
-    reinforcement_problems: int = 4000
+    conversations: int = 2400
+    preferences: int = 1000
+    problems: int = 4000
+    reminders: int = 400
+    reinforcement_problems: int = 3000
+    arithmetic: dict[str, Any] = field(default_factory=lambda: {"steps": [1, 2], "max_value": 10})
     held_out_conversations: int = 300
     held_out_preferences: int = 300
     held_out_problems: int = 500

@@ -39,6 +39,7 @@ class RecipeArguments:
         "adamw", "adamw (the `optim` field says which), or muon: matrices by Muon, the rest by AdamW."
     )
     muon_learning_rate: float = option(0.02, "Peak learning rate of the matrices under `optimizer: muon`.")
+    muon_momentum: float = option(0.95, "Momentum of the matrices under `optimizer: muon`; lower for a short run.")
     decay_steps: float = option(0.1, "Decay phase of lr_scheduler_type warmup_stable_decay: steps, or a share below 1.")
     decay_type: str = option("linear", "Shape of that decay: linear, cosine or 1-sqrt.")
     min_lr_ratio: float = option(0.0, "Lowest learning rate as a share of the peak, under warmup_stable_decay.")
@@ -53,6 +54,9 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     """Pretraining (`small-doge train pt`)."""
 
     max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
+    zero_init_outputs: bool = option(
+        False, "Start the projections into the residual stream at zero: a new model begins as its embedding alone."
+    )
     compile_layers: bool = option(
         False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
     )

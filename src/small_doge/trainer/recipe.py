@@ -73,6 +73,8 @@ def _split(argv: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
         name = name.replace("-", "_")
         if name == "config":
             path = Path(value)
+            if not path.exists() and "-R1" in value:
+                path = Path(value.replace("-R1", "-Reason"))  # The reasoning models' earlier name.
         elif name == "config_file":
             logger.warning(
                 "--config_file stands after the script, where accelerate does not read it: put it before the script."

@@ -130,6 +130,11 @@ def load_data(
     return data
 
 
+def evaluation_rows(args: Any, data: DatasetDict) -> Dataset | None:
+    """The test split, where the recipe evaluates at all: TRL prepares every row that it is given."""
+    return data.get("test") if args.eval_strategy != "no" else None
+
+
 def check_token_ids(data: Dataset, vocab_size: int, what: str) -> None:
     """Refuse rows made with another tokenizer: an id beyond the vocabulary in the first rows.
 
@@ -157,6 +162,13 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def zero_init_outputs(model: PreTrainedModel) -> None:
+    """Zero what each sublayer adds to the residual stream; its gradient is not zero, so the first step moves it."""
+    for layer in model.get_decoder().layers:
+        nn.init.zeros_(layer.self_attn.o_proj.weight)
+        nn.init.zeros_(layer.mlp.down_proj.weight)
+
+
 def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer in place; layers of one shape share one compilation.
 
@@ -164,7 +176,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     """
     on_cpu = next(model.parameters()).device.type == "cpu" and not torch.cuda.is_available()
     if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
-        logger.warning("no C++ compiler: training goes on uncompiled, at about half the speed; install g++ for all of it.")
+        logger.warning("no C++ compiler: training goes on uncompiled and slower; install g++ to have it compiled.")
         return
     for layer in model.get_decoder().layers:
         layer.compile()
@@ -209,7 +221,8 @@ class StageTrainer(AtomicCheckpoints):
             raise ValueError(f"optimizer is {args.optimizer!r}: choose adamw or muon.")
         if self.optimizer is None:
             groups = muon_groups(model or self.model, args.muon_learning_rate, args.learning_rate, args.weight_decay)
-            self.optimizer = Muon(groups, betas=(args.adam_beta1, args.adam_beta2), eps=args.adam_epsilon)
+            betas = (args.adam_beta1, args.adam_beta2)
+            self.optimizer = Muon(groups, momentum=args.muon_momentum, betas=betas, eps=args.adam_epsilon)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:

@@ -16,7 +16,10 @@ from .attention_cases import LIMIT_KINDS, NAMES, draw_inputs, draw_limits, relat
 
 CPU_BACKENDS = ("naive", "sdpa", "blocked")
 # Of 48 keys.
-SERVED = [("sdpa", 48, "whole"), *((b, w, x) for b in ("naive", "blocked") for w in (9, 48) for x in LIMIT_KINDS)]
+SERVED = [
+    *(("sdpa", 48, x) for x in LIMIT_KINDS),
+    *((b, w, x) for b in ("naive", "blocked") for w in (9, 48) for x in LIMIT_KINDS),
+]
 
 
 def attend(backend, window, limit=None):
@@ -211,7 +214,7 @@ def test_the_rule_of_choice_on_a_cpu():
     query = torch.zeros(1, 1, 64, 16)
     assert choose_backend(query, 64, 64, limited=False) == "sdpa"
     assert choose_backend(query, 65, 64, limited=False) == "blocked"
-    assert choose_backend(query, 64, 64, limited=True) == "blocked"
+    assert choose_backend(query, 64, 64, limited=True) == "sdpa"
 
 
 @pytest.mark.parametrize("window", [10, 64], ids=["with a mask", "without a mask"])
@@ -223,7 +226,7 @@ def test_auto_equals_naive(window):
     ("change", "message"),
     [
         ({"backend": "magic"}, "choose 'auto' or one of naive"),
-        ({"backend": "sdpa"}, "cannot mask: use 'auto'"),
+        ({"backend": "sdpa"}, "keeps every key: use 'auto'"),
         ({"keep_window": 0}, "keep_window must be at least 1"),
         ({"limit_BS": torch.full((2, 9), 9)}, "limit must be"),
         ({"score_BGS": torch.rand(2, 4, 20)}, "score must be"),

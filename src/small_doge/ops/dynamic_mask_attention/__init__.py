@@ -7,7 +7,7 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 | backend  | serves | device |
 |----------|--------|--------|
 | `naive`  | everything, in O(T * S) memory: the definition | any |
-| `sdpa`   | S <= w without limits: causal attention, the score folded into the head size, torch's fused kernels | any |
+| `sdpa`   | S <= w: the score folded into the head size, torch's fused kernels; limits as a mask | any |
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
 | `triton_causal` | everything, in O(T * S) work and O(T) memory | CUDA, Triton |
 | `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
@@ -83,11 +83,9 @@ def dynamic_mask_attention(
     if backend == "naive":
         return naive_attention(*tensors, keep_window=keep_window, limit_BS=limit_BS, scale=scale)
     if backend == "sdpa":
-        if keys > keep_window or limit_BS is not None:
-            raise ValueError(
-                "backend 'sdpa' cannot mask: use 'auto' where there are more keys than keep_window, or limits"
-            )
-        return sdpa_attention(*tensors, scale=scale)
+        if keys > keep_window:
+            raise ValueError("backend 'sdpa' keeps every key: use 'auto' where there are more keys than keep_window")
+        return sdpa_attention(*tensors, limit_BS=limit_BS, scale=scale)
     if backend == "triton_causal" and keys <= keep_window and limit_BS is None:
         from small_doge.ops.dynamic_mask_attention.triton_attention import triton_causal_attention
 
@@ -117,14 +115,14 @@ def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: 
     - S <= 2w: `triton_causal`, for below that the lists would hold nearly everything;
     - beyond: `triton_sparse`.
 
-    Elsewhere, and for fp64: `sdpa` while S <= w without limits, where nothing is masked but the future; else `blocked`.
+    Elsewhere, and for fp64: `sdpa` while S <= w, where no key is ever beaten out; else `blocked`.
     """
     unmasked = keys <= keep_window and not limited
     if has_triton(query_BHTD) and query_BHTD.dtype != torch.float64:
         if unmasked and query_BHTD.shape[2] == 1:
             return "sdpa"
         return "triton_causal" if keys <= 2 * keep_window else "triton_sparse"
-    return "sdpa" if unmasked else "blocked"
+    return "sdpa" if keys <= keep_window else "blocked"
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, score: Tensor, keep_window: int, limit: Tensor | None) -> None:

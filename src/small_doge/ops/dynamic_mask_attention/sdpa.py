@@ -1,8 +1,8 @@
 """Causal attention with one bias per key through torch's fused attention: the score rides in extra head dimensions.
 
 q.k gains the product of a constant in q and the score in k, so any fused causal kernel adds the score by itself. The
-score is split into parts of the key's dtype whose sum keeps its bits. Serves the case S <= w without limits, where
-nothing is masked but the future.
+score is split into parts of the key's dtype whose sum keeps its bits. Serves the case S <= w, where nothing is masked
+but the future and, where there are limits, padding and other documents.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ _PARTS = {torch.bfloat16: 3, torch.float16: 2}
 
 
 def sdpa_attention(
-    query_BHTD: Tensor, key_BGSD: Tensor, value_BGSD: Tensor, score_BGS: Tensor, *, scale: float
+    query_BHTD: Tensor,
+    key_BGSD: Tensor,
+    value_BGSD: Tensor,
+    score_BGS: Tensor,
+    *,
+    limit_BS: Tensor | None = None,
+    scale: float,
 ) -> Tensor:
     """softmax(scale * q.k + score) v, causal, the queries being the last T of the S keys: [B, H, T, D].
 
-    On a CPU half precision is computed in fp32 (torch's half-precision backward is several times slower there). On a
+    With limits, key j is hidden from the queries at limit_j and after, by a mask of T * S bits; a query that sees no
+    key
+    gives 0. On a CPU half precision is computed in fp32 (torch's half-precision backward is several times slower
+    there). On a
     GPU the score's gradient comes back in the dtype of the keys.
     """
     dtype = query_BHTD.dtype
@@ -31,18 +40,26 @@ def sdpa_attention(
     query, key = fold_score(query_BHTD, key_BGSD, score_BGS, scale)
     value = F.pad(value_BGSD, (0, key.shape[-1] - head_size))
     queries, keys = query.shape[2], key.shape[2]
-    mask = None
-    if 1 < queries < keys:
+    mask = blind = None
+    if limit_BS is not None or 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    if limit_BS is not None:
+        positions = torch.arange(keys - queries, keys, device=query.device)
+        mask = (mask & (positions[:, None] < limit_BS[:, None, :]))[:, None]
+        # A row without a key would be NaN: let it see everything, and take its output away again.
+        blind = ~mask.any(-1, keepdim=True)
+        mask = mask | blind
     out = F.scaled_dot_product_attention(
         query,
         key,
         value,
         attn_mask=mask,
-        is_causal=queries == keys and queries > 1,
+        is_causal=mask is None and queries > 1,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    if blind is not None:
+        out = out.masked_fill(blind, 0.0)
     return out[..., :head_size].to(dtype)
 
 

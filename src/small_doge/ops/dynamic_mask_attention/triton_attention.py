@@ -106,7 +106,7 @@ def _layout(
     """What all three kernels are told about shapes."""
     _, heads, queries, head_size = query.shape
     groups, keys = key.shape[1:3]
-    exact = query.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
+    exact = query.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
     return {
         "groups": groups,
         "end_groups": 1 if end is None or index is not None else end.shape[1],

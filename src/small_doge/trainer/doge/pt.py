@@ -21,10 +21,12 @@ from small_doge.trainer.setup import (
     attach_callbacks,
     check_token_ids,
     compile_layers,
+    evaluation_rows,
     load_data,
     load_model,
     load_tokenizer,
     resume_point,
+    zero_init_outputs,
 )
 
 
@@ -61,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
     args.include_num_input_tokens_seen = "all"
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer)
+    if args.zero_init_outputs and args.model_name_or_path is None:
+        zero_init_outputs(model)
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length, packing=True)
     check_token_ids(data["train"], model.config.vocab_size, args.dataset or "the mixed data")
     resume = resume_point(args)
@@ -73,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
         args=args,
         data_collator=PackedRows(args.document_masking),
         train_dataset=data["train"],
-        eval_dataset=data.get("test"),
+        eval_dataset=evaluation_rows(args, data),
         processing_class=tokenizer,
     )
     attach_callbacks(trainer, args.stage or "pretrain", len(data["train"][0]["input_ids"]))

@@ -18,6 +18,7 @@ from small_doge.trainer.setup import (
     StageTrainer,
     attach_callbacks,
     check_chat_template,
+    evaluation_rows,
     load_data,
     load_model,
     load_tokenizer,
@@ -42,7 +43,11 @@ def main(argv: Sequence[str]) -> None:
     save_recipe(args)
 
     trainer = SupervisedTrainer(
-        model=model, args=args, train_dataset=data["train"], eval_dataset=data.get("test"), processing_class=tokenizer
+        model=model,
+        args=args,
+        train_dataset=data["train"],
+        eval_dataset=evaluation_rows(args, data),
+        processing_class=tokenizer,
     )
     attach_callbacks(trainer, args.stage or "sft", args.max_length or 1024)
     trainer.train(resume_from_checkpoint=resume)
