@@ -6,11 +6,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from small_doge.processor.sources import BUILTIN_PREFIX
+from small_doge.processor.sources import BUILTIN_PREFIX, local_copy
+from small_doge.processor.sources.catalog import catalog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +53,10 @@ def _source_state(name: str) -> Any:
     path = Path(name)
     if path.exists():
         return [str(path.resolve()), _tree_state(path)]
+    spec = catalog().get(name.lower())
+    if spec is not None:
+        local = local_copy(spec)
+        return [asdict(spec), None if local is None else _tree_state(local)]
     return name
 
 

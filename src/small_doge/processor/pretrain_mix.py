@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from small_doge.processor.documents import Document, iter_documents
 from small_doge.processor.mixing import MixState, Sample, describe, mix
+from small_doge.processor.ordered_map import map_in_order
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
 from small_doge.processor.report import Report
 from small_doge.processor.row_store import write_shard
-from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, map_in_order, shuffle_blocks
+from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, shuffle_blocks
 
 if TYPE_CHECKING:
     import pyarrow as pa

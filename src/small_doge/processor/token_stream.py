@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import TypeVar
@@ -17,7 +15,6 @@ from small_doge.processor.encoding import Encoder
 from small_doge.processor.report import Report
 
 In = TypeVar("In")
-Out = TypeVar("Out")
 
 CHUNK_CHARACTERS = 1 << 18
 CHUNK_DOCUMENTS = 512
@@ -66,22 +63,6 @@ def chunk_documents(documents: Iterable[Document], report: Report, test_share: f
             yield Chunk(train, test, report.take())
             train, test, characters = [], [], 0
     yield Chunk(train, test, report.take())
-
-
-def map_in_order(
-    function: Callable[[In], Out], items: Iterable[In], pool: ThreadPoolExecutor | None, ahead: int
-) -> Iterator[Out]:
-    """`map(function, items)` with `ahead` calls under way in `pool`; without a pool, plain `map`."""
-    if pool is None:
-        yield from map(function, items)
-        return
-    waiting: deque[Future[Out]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 class DocumentEncoder:
