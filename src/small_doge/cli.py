@@ -19,6 +19,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+tokenizer_app = typer.Typer(help="Train a tokenizer, or look at one.", no_args_is_help=True)
+data_app = typer.Typer(help="The built-in data, and prepared data sets.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(data_app, name="data")
 console = Console()
 
 STAGES = ("pt", "sft", "dpo", "grpo")
@@ -62,6 +66,65 @@ def train(
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     import_module(f"small_doge.trainer.doge.{stage}").main(context.args)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    sources: Annotated[list[str], typer.Argument(help="Text: files, folders or built-in sources.")],
+    out: Annotated[Path, typer.Option(help="Folder to save it to.")] = Path("tokenizer"),
+    vocab_size: Annotated[int, typer.Option(help="Number of tokens.")] = 32768,
+) -> None:
+    """Train a byte-level BPE tokenizer with the family's special tokens and chat template."""
+    from small_doge.processor.documents import iter_documents
+    from small_doge.processor.tokenizer import train_tokenizer
+
+    texts = (document.text for source in sources for document in iter_documents(source))
+    tokenizer = train_tokenizer(texts, vocab_size, show_progress=console.is_terminal)
+    tokenizer.save_pretrained(str(out))
+    console.print(f"{len(tokenizer):,} tokens saved to {out}", highlight=False)
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    tokenizer: Annotated[str, typer.Argument(help="Tokenizer folder or hub id.")],
+    text: Annotated[str, typer.Option(help="Text to encode.")] = "The quick brown fox jumps over 13 lazy dogs.",
+) -> None:
+    """Show a tokenizer's size and special tokens, and how it cuts a text."""
+    from small_doge.processor.tokenizer import load_tokenizer
+
+    loaded = load_tokenizer(tokenizer)
+    ids = loaded(text, add_special_tokens=False)["input_ids"]
+    console.print(f"{len(loaded):,} tokens; {len(ids)} for {len(text.encode())} bytes", highlight=False)
+    special = {"bos": loaded.bos_token, "eos": loaded.eos_token, "pad": loaded.pad_token}
+    console.print(" ".join(f"{name}={token}" for name, token in special.items()), markup=False, highlight=False)
+    console.print(" | ".join(loaded.decode([i]) for i in ids), markup=False, highlight=False)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the sources that need no download."""
+    from small_doge.processor.builtin import BUILTIN_SOURCES
+
+    for name, source in BUILTIN_SOURCES.items():
+        console.print(f"{name}: {source.description}", highlight=False)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    folder: Annotated[Path, typer.Argument(help="Folder of a prepared data set.")],
+    rows: Annotated[int, typer.Option(help="Rows to show.")] = 2,
+) -> None:
+    """Show the splits, columns and first rows of a prepared data set."""
+    from datasets import load_from_disk
+
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: name one that a data set was saved to.")
+    for split, data in load_from_disk(str(folder)).items():
+        console.print(
+            f"[bold]{split}[/bold]: {len(data):,} rows, columns {', '.join(data.column_names)}", highlight=False
+        )
+        for row in data.select(range(min(rows, len(data)))):
+            console.print(str(row)[:600], markup=False, highlight=False)
 
 
 @app.command("eval")

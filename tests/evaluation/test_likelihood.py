@@ -94,7 +94,9 @@ def test_answer_loss_counts_the_assistants_tokens_alone(model, tokenizer) -> Non
 def test_a_preference_is_the_difference_of_the_two_answers(model, tokenizer) -> None:
     pair = {"prompt": CHATS[0][:1], "chosen": CHATS[0][1:], "rejected": CHATS[1][1:]}
     swapped = {"prompt": CHATS[0][:1], "chosen": CHATS[1][1:], "rejected": CHATS[0][1:]}
-    ratios = preference_log_ratios(model, tokenizer, [pair, swapped])
+    ratios, per_token = preference_log_ratios(model, tokenizer, [pair, swapped])
+    assert per_token[0].item() == pytest.approx(-per_token[1].item(), abs=1e-5)
+    assert 0 < abs(per_token[0].item()) < abs(ratios[0].item())
     assert ratios[0].item() == pytest.approx(-ratios[1].item(), abs=1e-4)
     assert abs(ratios[0].item()) > 0.1
 

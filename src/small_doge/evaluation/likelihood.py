@@ -114,12 +114,19 @@ def answer_loss(
 
 def preference_log_ratios(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict[str, Any]], max_length: int = 1024
-) -> Tensor:
-    """log p(chosen | prompt) - log p(rejected | prompt) in nats for each preference pair: [N]."""
-    sequences = []
-    for pair in pairs:
-        for side in ("chosen", "rejected"):
-            full = conversation_tokens(tokenizer, [*pair["prompt"], *pair[side]], max_length)
-            sequences.append(full)
-    totals = torch.tensor([total for total, _ in log_likelihoods(model, sequences)], dtype=torch.float64)
-    return totals[0::2] - totals[1::2]
+) -> tuple[Tensor, Tensor]:
+    """How much likelier the chosen answer of each pair is than the rejected one, in nats: [N] and [N].
+
+    Returns:
+        log p(chosen | prompt) - log p(rejected | prompt), whose change under training is DPO's margin over beta; and
+        the same
+        difference of the means a token, which does not favor the shorter answer.
+    """
+    sequences = [
+        conversation_tokens(tokenizer, [*pair["prompt"], *pair[side]], max_length)
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    scored = torch.tensor(log_likelihoods(model, sequences), dtype=torch.float64)
+    totals, means = scored[:, 0], scored[:, 0] / scored[:, 1].clamp(min=1)
+    return totals[0::2] - totals[1::2], means[0::2] - means[1::2]

@@ -97,7 +97,7 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
             "preference accuracy on held-out pairs",
             percent(dpo["accuracy_before"]),
             percent(dpo["accuracy_after"]),
-            f"the chosen answer is the likelier, n = {dpo['n']}; change {interval(dpo['accuracy_change_ci95'])}",
+            f"the chosen answer is likelier a token, n = {dpo['n']}; {interval(dpo['accuracy_change_ci95'])}",
         ),
         (
             "dpo",

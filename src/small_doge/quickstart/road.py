@@ -130,12 +130,14 @@ class Road:
         pairs = self._held_out()["preferences"]
         chosen = [[*pair["prompt"], *pair["chosen"]] for pair in pairs]
         before = self._load("sft")
-        ratios_before, loss_before = preference_log_ratios(*before, pairs), answer_loss(*before, chosen)
+        totals_before, means_before = preference_log_ratios(*before, pairs)
+        loss_before = answer_loss(*before, chosen)
         self._train("dpo", "dpo", "dpo", model_name_or_path=str(self.checkpoint("sft")))
         after = self._load("dpo")
-        ratios_after, loss_after = preference_log_ratios(*after, pairs), answer_loss(*after, chosen)
-        right_before, right_after = (ratios_before > 0).tolist(), (ratios_after > 0).tolist()
-        margins = ratios_after - ratios_before
+        totals_after, means_after = preference_log_ratios(*after, pairs)
+        loss_after = answer_loss(*after, chosen)
+        right_before, right_after = (means_before > 0).tolist(), (means_after > 0).tolist()
+        margins = totals_after - totals_before
         return {
             "accuracy_before": round(sum(right_before) / len(pairs), 4),
             "accuracy_after": round(sum(right_after) / len(pairs), 4),

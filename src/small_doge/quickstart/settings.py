@@ -31,13 +31,13 @@ class Settings:
     vocab_size: int = 2048
     row_length: int = 256
     tokenizer_megabytes: float = 8.0
-    pretrain_rows: int = 7200
+    pretrain_rows: int = 5600
     held_out_kilobytes: int = 320
     conversations: int = 2400
     preferences: int = 1000
-    problems: int = 4000
-    reminders: int = 400
-    reinforcement_problems: int = 3000
+    problems: int = 3000
+    reminders: int = 300
+    reinforcement_problems: int = 2000
     arithmetic: dict[str, Any] = field(default_factory=lambda: {"steps": [1, 2], "max_value": 10})
     held_out_conversations: int = 300
     held_out_preferences: int = 300
