@@ -50,9 +50,9 @@ def test_blocked_equals_naive_where_scores_are(scores):
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("queries", [60, 23, 1], ids=["training", "a chunk after a cache", "one token after a cache"])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=["one query head a key head", "three query heads a key head"])
-@pytest.mark.parametrize("head_size", [32, 80])
-def test_sdpa_equals_naive_in_output_and_every_gradient(head_size, heads, queries):
-    assert_equal_to_naive(draw_inputs(*heads, queries, 60, head_size), 60, None, "sdpa")
+@pytest.mark.parametrize("limits", LIMIT_KINDS)
+def test_sdpa_equals_naive_in_output_and_every_gradient(limits, heads, queries):
+    assert_equal_to_naive(draw_inputs(*heads, queries, 60, 24), 60, draw_limits(limits, 2, 60), "sdpa")
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "blocked"])
@@ -80,12 +80,12 @@ def test_the_folded_score_keeps_its_bits_in_lower_precision(dtype):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("backend", ["naive", "blocked"])
-def test_a_query_that_sees_no_key_gives_zero_and_moves_nothing(backend):
+@pytest.mark.parametrize(("backend", "window"), [("naive", 8), ("blocked", 8), ("sdpa", 20)])
+def test_a_query_that_sees_no_key_gives_zero_and_moves_nothing(backend, window):
     inputs = draw_inputs(2, 1, 20, 20)
     limit = torch.full((2, 20), 20)
     limit[0] = 0
-    found = with_gradients(attend(backend, 8, limit), inputs)
+    found = with_gradients(attend(backend, window, limit), inputs)
     for name, tensor in zip(NAMES, found, strict=True):
         assert torch.equal(tensor[0], torch.zeros_like(tensor[0])), name
         assert tensor[1].isfinite().all() and (tensor[1] != 0).any(), name

@@ -27,11 +27,9 @@ def sdpa_attention(
 ) -> Tensor:
     """softmax(scale * q.k + score) v, causal, the queries being the last T of the S keys: [B, H, T, D].
 
-    With limits, key j is hidden from the queries at limit_j and after, by a mask of T * S bits; a query that sees no
-    key
-    gives 0. On a CPU half precision is computed in fp32 (torch's half-precision backward is several times slower
-    there). On a
-    GPU the score's gradient comes back in the dtype of the keys.
+    With limits, key j is hidden from the queries at limit_j and after, by a mask of T * S bytes; a query that sees no
+    key gives 0. On a CPU half precision is computed in fp32 (torch's half-precision backward is several times slower
+    there). On a GPU the score's gradient comes back in the dtype of the keys.
     """
     dtype = query_BHTD.dtype
     if query_BHTD.device.type == "cpu" and dtype in _PARTS:
