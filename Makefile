@@ -35,11 +35,14 @@ test-slow: $(READY)  ## Run the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu'
 
 .PHONY: lint
-lint: $(READY)  ## Check format, style and types
+lint: $(READY)  ## Check format and style
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 
 .PHONY: clean
 clean:  ## Remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist
+
+.PHONY: types
+types: $(READY)  ## Check types
+	$(BIN)/mypy

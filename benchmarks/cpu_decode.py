@@ -141,6 +141,7 @@ def interleave(variants: dict[str, Callable[[], float]], rounds: int) -> dict[st
     rates: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
+            time.sleep(0.3)  # until the threads of the runtime before have stopped spinning
             rates[name].append(run())
     return rates
 

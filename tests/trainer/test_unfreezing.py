@@ -46,7 +46,8 @@ class Watch(TrainerCallback):
 def train(folder, model, callback, stop_at=None, resume=None):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == stop_at
+            if state.global_step == stop_at:
+                control.should_training_stop = True
 
     args = TrainingArguments(
         output_dir=str(folder),

@@ -26,10 +26,10 @@ class Encoder:
     lets them run at once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, use_tiktoken: bool = True) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, use_tiktoken: bool = True, quiet: bool = False) -> None:
         self.tokenizer = tokenizer
         self._encoding = tiktoken_encoding(tokenizer) if use_tiktoken else None
-        if use_tiktoken and self._encoding is None:
+        if use_tiktoken and self._encoding is None and not quiet:
             logger.warning("This tokenizer has no tiktoken form: encoding by `tokenizers`, about 5 times slower.")
 
     @property
@@ -106,6 +106,11 @@ def rank_ordered_merges(ranks: dict[str, int]) -> list[tuple[str, str]]:
 
 def _merges_follow_ranks(merges: list[tuple[Any, ...]], ranks: dict[str, int]) -> bool:
     return merges == rank_ordered_merges(ranks)
+
+
+def split_pattern(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The regular expression by which a byte-level tokenizer cuts text, or None where it has no single one."""
+    return _split_pattern(json.loads(_backend(tokenizer).to_str()))
 
 
 def _split_pattern(spec: dict[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from small_doge.processor.documents import Document, iter_documents
 from small_doge.processor.mixing import MixState, Sample, describe, mix
 from small_doge.processor.ordered_map import map_in_order
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
+from small_doge.processor.quality import QualityOptions, apply_blocks
 from small_doge.processor.report import Report
 from small_doge.processor.row_store import write_shard
 from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, shuffle_blocks
@@ -44,6 +45,7 @@ class PretrainMix:
         test_share: share of the documents, chosen by hash, that goes to the test part.
         test_rows: the most rows the test part may have.
         repeat: a source that runs out starts again.
+        quality: blocks that leave documents out, each source with its own.
         window_rows, shard_rows: rows packed together, and rows a file.
     """
 
@@ -64,6 +66,7 @@ class PretrainMix:
     workers: int = 1
     window_rows: int = 2048
     shard_rows: int = 32_768
+    quality: QualityOptions = QualityOptions()
     source_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     progress: Callable[[int], None] | None = None
 
@@ -162,6 +165,7 @@ class _Run:
             formatting_func=plan.formatting_func,
             **plan.source_options.get(name, {}),
         )
+        documents = apply_blocks(documents, self.plan.quality.blocks(), report, name)
         if plan.shuffle:
             seed = [plan.seed, zlib.crc32(name.encode()), epoch]
             documents = shuffle_blocks(documents, seed, lambda document: len(document.text))

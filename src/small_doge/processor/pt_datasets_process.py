@@ -12,6 +12,7 @@ from small_doge.processor.encoding import Encoder
 from small_doge.processor.fingerprint import fingerprint
 from small_doge.processor.mixing import parse_ratios
 from small_doge.processor.pretrain_mix import PretrainMix
+from small_doge.processor.quality import QualityOptions
 from small_doge.processor.report import REPORT_FILE, Report
 from small_doge.processor.row_store import read_shards, with_report
 from small_doge.processor.token_stream import DocumentEncoder
@@ -42,6 +43,7 @@ def mix_datasets_by_ratio(
     test_sample_size: int = 1000,
     repeat: bool = False,
     shuffle: bool = True,
+    quality: QualityOptions | Mapping[str, Any] | None = None,
     source_options: dict[str, dict[str, Any]] | None = None,
 ) -> DatasetDict:
     """Read, tokenize, mix and pack pretraining sources; only what is used is tokenized.
@@ -64,6 +66,7 @@ def mix_datasets_by_ratio(
         test_sample_size: the most rows the test part may have, in the same ratios; further ones are left out.
         repeat: a source that runs out starts again; otherwise the mix ends there and the report says so.
         shuffle: documents are shuffled within blocks.
+        quality: filters and deduplication (`QualityOptions` or its fields as a dict), applied to each source by itself.
         source_options: for a source, further arguments of `open_source` (such as `split`) or of the builtin.
 
     Returns:
@@ -91,6 +94,7 @@ def mix_datasets_by_ratio(
         repeat=repeat,
         shuffle=shuffle,
         seed=seed,
+        quality=quality_options(quality),
         workers=dataset_num_proc,
         source_options=dict(source_options or {}),
     )
@@ -119,6 +123,22 @@ def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: 
         raise ValueError(f"test_share is {test_share}: give a share from 0 to below 1.")
     if workers < 1:
         raise ValueError(f"dataset_num_proc is {workers}: give at least 1.")
+
+
+def quality_options(quality: QualityOptions | Mapping[str, Any] | None) -> QualityOptions:
+    """Options from a dict, such as a recipe's.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    if isinstance(quality, QualityOptions):
+        return quality
+    given = dict(quality or {})
+    known = [item.name for item in fields(QualityOptions)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"quality has no option {key!r}: use {', '.join(known)}.")
+    return QualityOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
 
 
 def plan_fingerprint(plan: PretrainMix, tokenizer: PreTrainedTokenizerBase) -> str:

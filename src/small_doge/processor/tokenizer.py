@@ -50,7 +50,12 @@ def chat_template() -> str:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = DEFAULT_VOCAB_SIZE, *, min_frequency: int = 2, show_progress: bool = False
+    texts: Iterable[str],
+    vocab_size: int = DEFAULT_VOCAB_SIZE,
+    *,
+    pattern: str = SPLIT_PATTERN,
+    min_frequency: int = 2,
+    show_progress: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with exactly `vocab_size` tokens, or fewer where the texts have too few merges.
 
@@ -58,6 +63,13 @@ def train_tokenizer(
     learnt. Encoding adds no token by itself (packing and the chat template write the one BOS), so rendering a
     conversation and encoding the text never doubles it; `AutoTokenizer.from_pretrained(path, add_bos_token=True)`
     gives one that adds BOS to plain prompts.
+
+    Args:
+        texts: what to learn from; read once.
+        vocab_size: tokens in all, special ones included.
+        pattern: the regular expression that cuts text into the parts within which merges are learnt.
+        min_frequency: a pair must occur so often to be merged.
+        show_progress: show the progress bar of `tokenizers`.
 
     Raises:
         ValueError: the vocabulary cannot hold the special tokens and the 256 bytes, or there is no text.
@@ -71,7 +83,7 @@ def train_tokenizer(
         )
     specials = special_tokens(vocab_size)
     tokenizer = Tokenizer(models.BPE())
-    _set_byte_level(tokenizer)
+    _set_byte_level(tokenizer, pattern)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -89,7 +101,7 @@ def train_tokenizer(
             tokenizer.get_vocab_size(),
             vocab_size,
         )
-    return wrap_tokenizer(_with_rank_order(tokenizer, specials))
+    return wrap_tokenizer(_with_rank_order(tokenizer, specials, pattern))
 
 
 def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -131,19 +143,19 @@ def load_tokenizer(processing_class: PreTrainedTokenizerBase | str | Path | None
         ) from None
 
 
-def _set_byte_level(tokenizer: Tokenizer) -> None:
+def _set_byte_level(tokenizer: Tokenizer, pattern: str) -> None:
     from tokenizers import Regex, decoders, pre_tokenizers
 
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
 
 
-def _with_rank_order(trained: Tokenizer, specials: list[str]) -> Tokenizer:
+def _with_rank_order(trained: Tokenizer, specials: list[str], pattern: str) -> Tokenizer:
     """The same vocabulary, merged by the rank of the result (tiktoken's rule), not by the trainer's list of pairs.
 
     The trainer keeps one way to make each token. Listing every way, ordered by the token made, makes `tokenizers` and
@@ -154,7 +166,7 @@ def _with_rank_order(trained: Tokenizer, specials: list[str]) -> Tokenizer:
     vocab = trained.get_vocab()
     ranks = {token: rank for token, rank in vocab.items() if token not in set(specials)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=rank_ordered_merges(ranks), ignore_merges=True))
-    _set_byte_level(tokenizer)
+    _set_byte_level(tokenizer, pattern)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=token not in TAG_TOKENS) for token in specials])
     return tokenizer
 

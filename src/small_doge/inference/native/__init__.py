@@ -3,6 +3,7 @@
 `is_available()` says whether the compiled module is here; without it the package generates through torch.
 """
 
+import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from small_doge.inference.native.checkpoint import (
     write_packed,
 )
 
-_core: Any
+_core: Any = None
+_reason = ""
 try:
-    from small_doge.inference.native import _core
+    _core = importlib.import_module("small_doge.inference.native._core")
+except ModuleNotFoundError:
+    _reason = "the native core is not built; install a C++17 compiler and reinstall small-doge"
 except ImportError as error:
-    _core = None
-    _reason = f"the native core is not built ({error}); install a C++17 compiler and reinstall small-doge"
-else:
-    _reason = ""
+    _reason = f"the native core does not load ({error}); reinstall small-doge on this machine"
 
 __all__ = ["Generation", "NativeModel", "NativeSession", "Sampling", "available_isas", "is_available", "reason"]
 

@@ -21,9 +21,12 @@ def count_parameters(config: DogeConfig) -> ParameterCount:
     d, size = config.hidden_size, config.head_size
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     assert kv is not None
-    attention = 2 * d * heads * size + 2 * d * kv * size + kv * size * kv + kv + 2 * size
+    scores = heads if config.score_per_query_head else kv
+    attention = 2 * d * heads * size + 2 * d * kv * size + kv * size * scores + scores
+    if config.qk_norm:
+        attention += 2 * size
     if config.attention_bias:
-        attention += heads * size + 2 * kv * size + kv + d
+        attention += heads * size + 2 * kv * size + scores + d
     mlp = 3 * d * config.intermediate_size
     if config.mlp_bias:
         mlp += 2 * config.intermediate_size + d
@@ -46,8 +49,7 @@ def training_flops_per_token(config: DogeConfig, length: int) -> float:
     """FLOPs of forward and backward for one token of a sequence of `length`.
 
     6 for each weight that multiplies a token (the head counts, the embedding look-up does not), and 12 * H * D for
-    each key that
-    a query sees: on average half of the sequence while it fits the window, else up to w of them.
+    each key that a query sees: on average half of the sequence while it fits the window, else up to w of them.
     """
     d = config.hidden_size
     count = count_parameters(config)
@@ -59,9 +61,11 @@ def training_flops_per_token(config: DogeConfig, length: int) -> float:
 
 
 def cache_bytes_per_sequence(config: DogeConfig, bytes_per_element: int = 2) -> int:
-    """Bytes of one sequence's full decoding cache: keys, values and fp32 scores in w slots for every layer and
-    key/value head.
+    """Bytes of one sequence's full decoding cache: w slots for every layer and head that scores its keys.
+
+    A slot is a key, a value, an fp32 score and an int64 position; one byte a layer and slot says what is padding.
     """
     assert config.num_key_value_heads is not None
-    per_slot = 2 * config.head_size * bytes_per_element + 4
-    return config.num_hidden_layers * config.num_key_value_heads * config.keep_window_size * per_slot
+    heads = config.num_attention_heads if config.score_per_query_head else config.num_key_value_heads
+    per_slot = heads * (2 * config.head_size * bytes_per_element + 4 + 8) + 1
+    return config.num_hidden_layers * config.keep_window_size * per_slot

@@ -16,9 +16,8 @@ class DogeCacheLayer(CacheLayerMixin):
     """Keys, values and scores of one layer: at most `keep_window` slots for each key/value head.
 
     A key's score never changes and a prefix only grows, so of w + 1 keys the one of lowest score (the oldest, where
-    scores
-    tie) can leave for ever, and what stays gives the same attention as the whole past would. Scores are stored beside
-    their keys because prefill and decode would round them differently.
+    scores tie) can leave for ever, and what stays gives the same attention as the whole past would. Scores are stored
+    beside their keys because prefill and decode would round them differently.
 
     Slots stand in order of position until the first eviction by a single token; from then on `positions` tells.
     """
@@ -44,7 +43,7 @@ class DogeCacheLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys = key_states.new_empty(batch, heads, 0, size)
         self.values = value_states.new_empty(batch, heads, 0, size)
-        self.scores = key_states.new_empty(batch, heads, 0, dtype=torch.float32)
+        self.scores = key_states.new_empty(batch, heads, 0, dtype=torch.promote_types(self.dtype, torch.float32))
         self.positions = key_states.new_empty(batch, heads, 0, dtype=torch.int64)
         self.valid = key_states.new_empty(batch, 0, dtype=torch.bool)
         self.is_initialized = True
@@ -62,13 +61,12 @@ class DogeCacheLayer(CacheLayerMixin):
 
         Args:
             key_states, value_states: [B, G, T, D].
-            score: [B, G, T] in fp32.
+            score: [B, G, T] in fp32 (fp64 for a model in fp64).
             valid: [B, T] bool, False for padding; all valid if not given.
 
         Returns:
             keys and values [B, G, S, D], scores [B, G, S] and validity [B, S] (None: all valid). For T > 1 these are
-            the cached
-            slots and the new keys, in order of position; for T = 1 they are the slots after the eviction.
+            the cached slots and the new keys, in order of position; for T = 1 they are the slots after the eviction.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -88,7 +86,7 @@ class DogeCacheLayer(CacheLayerMixin):
         self._sort_by_position()
         self.keys = torch.cat((self.keys, key_states), 2)
         self.values = torch.cat((self.values, value_states), 2)
-        self.scores = torch.cat((self.scores, score.float()), 2)
+        self.scores = torch.cat((self.scores, score), 2)
         self.positions = torch.cat((self.positions, new_positions), 2)
         self.valid = torch.cat((self.valid, valid), 1)
         seen_by_the_queries = (self.keys, self.values, self.scores, self._padding_mask())
@@ -120,7 +118,7 @@ class DogeCacheLayer(CacheLayerMixin):
         slot = oldest[..., None].expand(-1, -1, 1, key.shape[-1])
         self.keys.scatter_(2, slot, torch.where(stays_out[..., None], self.keys.gather(2, slot), key))
         self.values.scatter_(2, slot, torch.where(stays_out[..., None], self.values.gather(2, slot), value))
-        self.scores.scatter_(2, oldest, torch.where(stays_out, self.scores.gather(2, oldest), score.float()))
+        self.scores.scatter_(2, oldest, torch.where(stays_out, self.scores.gather(2, oldest), score))
         self.positions.scatter_(2, oldest, torch.where(stays_out, self.positions.gather(2, oldest), position))
         self.valid.scatter_(1, oldest[:, 0], torch.where(stays_out[:, 0], self.valid.gather(1, oldest[:, 0]), valid))
         self._in_order = False
@@ -157,8 +155,10 @@ class DogeCacheLayer(CacheLayerMixin):
         self.is_initialized, self.seen, self._in_order, self._has_padding = False, 0, True, False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens, as assisted generation does; possible only while nothing was
-        evicted.
+        """Forget the last `-tokens_to_remove` tokens, as assisted generation does.
+
+        Raises:
+            ValueError: a positive number, or a key was evicted already, so that the past cannot be had back.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes a number of tokens to remove as a negative integer, not {tokens_to_remove}.")
@@ -188,12 +188,10 @@ class DogeCacheLayer(CacheLayerMixin):
 
 
 class DogeCache(Cache):
-    """The cache of a Doge model: `config.keep_window_size` slots for each layer and key/value head, however long the
-    text.
+    """The cache of a Doge model: `config.keep_window_size` slots for each layer and key/value head, at any length.
 
-    Exact: a key that has dropped out of the window never returns (DESIGN, "Dynamic mask"), so decoding with this
-    cache gives
-    the logits of the whole past.
+    Exact: a key that has dropped out of the window never returns, so decoding with this cache gives the logits of the
+    whole past.
     """
 
     layers: list[DogeCacheLayer]  # type: ignore[assignment]

@@ -9,6 +9,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ SIZES = {
 
 @strict
 class DogeConfig(PreTrainedConfig):
-    r"""Configuration of a Doge model; the field names and defaults are transformers' own, so either library reads the
-    other's files.
+    r"""Configuration of a Doge model. Fields and defaults are transformers' own, so either library reads the
+    other's files; `qk_norm`, `score_per_query_head` and `legacy_routing` are ours, written only where they matter.
 
     Args:
         vocab_size: Number of tokens.
@@ -66,29 +69,21 @@ class DogeConfig(PreTrainedConfig):
         norm_topk_prob: Kept for old files; the weights already sum to one.
         output_router_logits: Whether the forward returns router logits and adds the balance loss.
         router_aux_loss_coef: Weight of the balance loss.
-        legacy_routing: Route as transformers does, where tokens of a batch mix. Mixtures saved without this key were
-            made that way.
+        qk_norm: Whether queries and keys pass an RMSNorm before the rotary embedding. False for a model grown out of a
+            Llama, and for the oldest Doge checkpoints.
+        score_per_query_head: Whether each query head, and not each key/value head, scores and keeps its own keys, as
+            the oldest Doge checkpoints do. The cache then holds w keys for every query head.
+        legacy_routing: Route as transformers does, where the tokens of a batch mix and a prefix depends on what
+            follows. A mixture's file without this key was made that way and is read so, with a warning.
     """
 
     model_type = "doge"
     keys_to_ignore_at_inference = ["past_key_values"]
+    # Attention and experts stay whole on every device: a score needs all values, and the tables are small.
     base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.dt_proj": "rowwise",
-        "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.gate_proj": "colwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
-        "layers.*.mlp.router_gate": "colwise_gather_output",
-        "layers.*.mlp.down_embed": "embedding_rowwise",
-        "layers.*.mlp.up_embed": "embedding_rowwise",
-    }
-    base_model_pp_plan = {
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
     }
 
     vocab_size: int = 32768
@@ -116,7 +111,9 @@ class DogeConfig(PreTrainedConfig):
     norm_topk_prob: bool = False
     output_router_logits: bool = False
     router_aux_loss_coef: float = 0.001
-    legacy_routing: bool | None = None
+    qk_norm: bool = True
+    score_per_query_head: bool = False
+    legacy_routing: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -127,10 +124,28 @@ class DogeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._refuse_impossible()
 
-        # The Auto classes look a model up by its configuration's class. Importing the models here, and not with the
-        # package,
-        # keeps `import small_doge` light.
-        import small_doge.models.doge.modeling_doge  # noqa: F401
+        # The Auto classes look a model up by its configuration's class. Importing the models when a configuration is
+        # made, and not with the package, keeps `import small_doge` light.
+        import small_doge.models.doge.registration  # noqa: F401
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> DogeConfig:
+        """The configuration of a saved dictionary; a mixture that does not name `legacy_routing` is read as legacy."""
+        if config_dict.get("is_moe") and "legacy_routing" not in config_dict | kwargs:
+            logger.warning(
+                "This mixture's configuration does not name legacy_routing, so it routes as transformers does, "
+                "which is not causal: tokens of a batch mix, and a prefix depends on what follows. If it was trained "
+                "with per-token routing, pass legacy_routing=False."
+            )
+            config_dict = config_dict | {"legacy_routing": True}
+        return super().from_dict(config_dict, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, less those of ours that say nothing beyond transformers' Doge."""
+        fields = super().to_dict()
+        ours = {"qk_norm": self.qk_norm, "score_per_query_head": not self.score_per_query_head}
+        ours["legacy_routing"] = not self.is_moe
+        return {name: value for name, value in fields.items() if not ours.get(name, False)}
 
     def _refuse_impossible(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -178,8 +193,7 @@ class DogeConfig(PreTrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> DogeConfig:
-        """The configuration of a named size ("20M", "60M", "160M", "320M" or a mixture such as "20M-MoE");
-        `overrides` win.
+        """The configuration of a named size ("20M" to "320M", or a mixture such as "20M-MoE"); `overrides` win.
 
         A leading "Doge-" is accepted. Special tokens are those of the project's tokenizer (bos 0, eos 1, pad 2).
 
@@ -202,7 +216,6 @@ class DogeConfig(PreTrainedConfig):
         }
         if row.experts:
             fields |= {"is_moe": True, "num_experts": row.experts, "num_experts_per_tok": row.experts_per_token}
-            fields |= {"legacy_routing": False}
         return cls(**(fields | overrides))
 
 

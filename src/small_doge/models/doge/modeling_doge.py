@@ -1,8 +1,8 @@
 """The Doge language model, top to bottom: dynamic mask attention, a dense or mixture MLP, learnable residuals.
 
 Sources: Wonderful Matrices (arXiv 2412.11834), Trainable Dynamic Mask Sparse Attention (arXiv 2508.02124). Parameter
-names are
-those of transformers' own Doge, so that checkpoints pass between the two unchanged.
+names are those of transformers' own Doge, so that checkpoints pass between the two unchanged. The MLPs are in
+`mlp_doge`, the reading of attention masks in `masks_doge`.
 
 Shape suffixes: B batch, T new tokens, S keys, d width, H query heads, G key/value heads, D head size, V vocabulary.
 """
@@ -15,20 +15,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import AttentionInterface, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from small_doge.models.doge.cache_doge import DogeCache
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.ops.dynamic_mask_attention import BACKENDS, dynamic_mask_attention
-from small_doge.ops.dynamic_mask_attention.weights import attention_weights
+from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
+from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
+from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
+
+# `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
+BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
 
 
 class DogeRMSNorm(nn.Module):
@@ -47,13 +50,11 @@ class DogeRMSNorm(nn.Module):
 
 
 class DogeRotaryEmbedding(nn.Module):
-    """cos and sin [B, T, D] of the rotary embedding (arXiv 2104.09864) for the given positions, with transformers'
-    scalings.
-    """
+    """cos and sin [B, T, D] of the rotary embedding (arXiv 2104.09864), with transformers' scalings."""
 
     inv_freq: Tensor
 
-    def __init__(self, config: DogeConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
@@ -67,7 +68,7 @@ class DogeRotaryEmbedding(nn.Module):
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
     @staticmethod
-    def compute_default_rope_parameters(config: DogeConfig, **kwargs: Any) -> tuple[Tensor, float]:
+    def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[Tensor, float]:
         """Inverse frequencies theta^(-2i/D) for i in [0, D/2), and the factor 1 on cos and sin."""
         parameters: Any = config.rope_parameters
         exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
@@ -100,15 +101,16 @@ class DogeAttention(nn.Module):
         query_width = config.num_attention_heads * self.head_dim
         assert config.num_key_value_heads is not None
         key_width = config.num_key_value_heads * self.head_dim
+        scores = config.num_attention_heads if config.score_per_query_head else config.num_key_value_heads
 
         self.q_proj = nn.Linear(width, query_width, bias=bias)
         self.k_proj = nn.Linear(width, key_width, bias=bias)
         self.v_proj = nn.Linear(width, key_width, bias=bias)
-        self.A = nn.Parameter(torch.zeros(config.num_key_value_heads))
-        self.dt_proj = nn.Linear(key_width, config.num_key_value_heads, bias=bias)
+        self.A = nn.Parameter(torch.zeros(scores))
+        self.dt_proj = nn.Linear(key_width, scores, bias=bias)
         self.o_proj = nn.Linear(query_width, width, bias=bias)
-        self.q_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps)
-        self.k_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps)
+        self.q_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = DogeRMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
@@ -127,8 +129,11 @@ class DogeAttention(nn.Module):
         key = rotate(self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2), cos, sin)
         value_BTd = self.v_proj(hidden_states)
         value = value_BTd.view(heads).transpose(1, 2)
-        # The exponential of an exponential's argument: half precision would move which keys are kept.
-        score = torch.exp(self.A.float() * F.softplus(self.dt_proj(value_BTd).float())).transpose(1, 2)
+        score = self.score(value_BTd)
+        if score.shape[1] > key.shape[1]:
+            # One score for each query head: each keeps keys of its own.
+            repeats = score.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
 
         if past_key_values is not None:
             key, value, score, cached_valid = past_key_values.update(
@@ -146,20 +151,11 @@ class DogeAttention(nn.Module):
         output = dynamic_mask_attention(query, key, value, score, **options, backend=backend)
         return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1)), weights
 
-
-class DogeMLP(nn.Module):
-    """down(silu(gate x) * up x) (arXiv 2002.05202)."""
-
-    def __init__(self, config: DogeConfig) -> None:
-        super().__init__()
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+    def score(self, value_BTd: Tensor) -> Tensor:
+        """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
+        # At least fp32: in half precision the exponential would move which keys are kept.
+        dtype = torch.promote_types(value_BTd.dtype, torch.float32)
+        return torch.exp(self.A.to(dtype) * F.softplus(self.dt_proj(value_BTd).to(dtype))).transpose(1, 2)
 
 
 class DogeDecoderLayer(GradientCheckpointingLayer):
@@ -172,15 +168,16 @@ class DogeDecoderLayer(GradientCheckpointingLayer):
         self.self_attn = DogeAttention(config, layer_idx)
         self.input_residual = nn.Parameter(torch.ones(config.hidden_size))
         self.post_attention_layernorm = DogeRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp: nn.Module = DogeMLP(config)
+        self.mlp: nn.Module = DogeCDMoE(config) if config.is_moe else DogeMLP(config)
         self.post_attention_residual = nn.Parameter(torch.ones(config.hidden_size))
 
-    def forward(self, hidden_states: Tensor, **attention: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, **attention: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The layer's output, its attention weights if asked for, and its router's scores if it is a mixture."""
         attended, weights = self.self_attn(self.input_layernorm(hidden_states), **attention)
         hidden_states = self.input_residual.to(hidden_states.dtype) * hidden_states + self._drop(attended)
-        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
+        transformed, router_logits = self.mlp(self.post_attention_layernorm(hidden_states))
         hidden_states = self.post_attention_residual.to(hidden_states.dtype) * hidden_states + self._drop(transformed)
-        return hidden_states, weights
+        return hidden_states, weights, router_logits
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.hidden_dropout, self.training) if self.hidden_dropout else x
@@ -194,7 +191,6 @@ class DogePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DogeDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
-    _supports_flex_attn = True
     _supports_attention_backend = True
 
     @classmethod
@@ -226,6 +222,7 @@ class DogeModel(DogePreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -236,6 +233,7 @@ class DogeModel(DogePreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
         """Hidden states of a batch of sequences.
@@ -243,15 +241,17 @@ class DogeModel(DogePreTrainedModel):
         Args:
             input_ids: [B, T] token ids; or `inputs_embeds` [B, T, d].
             attention_mask: [B, T] or [B, past + T], 0 for padding, on either side or between.
-            position_ids: [B, T]. Given without `attention_mask` and without a cache, each restart begins a new
-                document, and
-                documents of a row do not see one another (packing).
+            position_ids: [B, T]. Given without `attention_mask`, each restart begins a new document, and the documents
+                of a row do not see one another (packing).
             past_key_values: A `DogeCache`; made when `use_cache` asks for one.
+            use_cache: `config.use_cache` if not given, except in training and for packed rows, where nothing is cached.
             output_attentions: Return the attention weights [B, H, T, S] of each layer; needs
                 `attn_implementation="eager"`.
+            output_router_logits: Return the router's scores [2, B * T, n] of each layer of a mixture.
 
         Raises:
-            ValueError: an attention mask that is not two-dimensional, or a cache of another kind.
+            ValueError: an attention mask that is not two-dimensional, packed rows for a cache, or a cache of another
+                kind.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both.")
@@ -259,38 +259,47 @@ class DogeModel(DogePreTrainedModel):
         output_hidden_states = (
             self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         )
+        output_router_logits = (
+            self.config.output_router_logits if output_router_logits is None else output_router_logits
+        )
         if output_attentions and self.config._attn_implementation != "eager":
             raise ValueError(
                 'output_attentions needs attn_implementation="eager": the fused kernels never form the weights.'
             )
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        if self.training and self.gradient_checkpointing:
-            use_cache = False
-        if past_key_values is None and use_cache:
-            past_key_values = DogeCache(self.config)
-        elif past_key_values is not None and not isinstance(past_key_values, DogeCache):
+        if past_key_values is not None and not isinstance(past_key_values, DogeCache):
             raise ValueError(
                 f"past_key_values is a {type(past_key_values).__name__}: Doge keeps scores beside its keys, "
                 "pass DogeCache(config)."
             )
 
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        length = hidden_states.shape[1]
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        batch, length, _ = hidden_states.shape
         valid = new_tokens_mask(attention_mask, length)
         limit = None
-        if past_key_values is None:
-            limit = key_limits(valid, position_ids if attention_mask is None else None)
+        if position_ids is not None and attention_mask is None and length > 1:
+            limit = document_limits(position_ids, batch)
+        if limit is not None and (use_cache or past_key_values is not None):
+            raise ValueError(
+                "position_ids restart, so the rows are packed, and packed rows have no cache: pass use_cache=False."
+            )
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and limit is None
+        if use_cache and past_key_values is None and not (self.training and self.gradient_checkpointing):
+            past_key_values = DogeCache(self.config)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if past_key_values is None and limit is None:
+            limit = padding_limits(valid)
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=hidden_states.device)[None]
         position_embeddings = tuple(x[:, None] for x in self.rotary_emb(hidden_states, position_ids))
 
         all_hidden_states: list[Tensor] = []
         all_weights: list[Tensor] = []
+        all_router_logits: list[Tensor] = []
         for layer in self.layers:
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, weights = layer(
+            hidden_states, weights, router_logits = layer(
                 hidden_states,
                 position_embeddings=position_embeddings,
                 limit=limit,
@@ -300,52 +309,22 @@ class DogeModel(DogePreTrainedModel):
             )
             if weights is not None:
                 all_weights.append(weights)
+            if router_logits is not None:
+                all_router_logits.append(router_logits)
         hidden_states = self.norm(hidden_states)
         if output_hidden_states:
             all_hidden_states.append(hidden_states)
+
+        # transformers' annotations say tuples of one tensor, and mean one a layer.
+        router_logits_of_layers: Any = tuple(all_router_logits) if output_router_logits and all_router_logits else None
 
         return MoeModelOutputWithPast(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_weights) if output_attentions else None,
+            router_logits=router_logits_of_layers,
         )
-
-
-def new_tokens_mask(attention_mask: Tensor | None, length: int) -> Tensor | None:
-    """[B, T] bool of the new tokens that are not padding; None where nothing is masked.
-
-    While torch.compile traces, the mask's values are unknown and it is kept as given.
-    """
-    if attention_mask is None:
-        return None
-    if attention_mask.dim() != 2:
-        raise ValueError(
-            f"attention_mask has {attention_mask.dim()} dimensions: Doge makes its own mask, "
-            "pass [batch, length] or none."
-        )
-    valid = attention_mask[:, -length:].bool()
-    if torch.compiler.is_compiling():
-        return valid
-    return None if bool(valid.all()) else valid
-
-
-def key_limits(valid: Tensor | None, packed_positions: Tensor | None) -> Tensor | None:
-    """Index [B, T] after the last query that may see each key: its document's end, 0 for padding; None for plain
-    causal.
-    """
-    if packed_positions is not None:
-        starts = packed_positions[:, 1:] != packed_positions[:, :-1] + 1
-        length = packed_positions.shape[1]
-        ends = torch.arange(1, length, device=packed_positions.device).where(starts, length)
-        last = torch.full_like(ends[:, :1], length)
-        return torch.cat((ends, last), 1).flip(1).cummin(1).values.flip(1)
-    if valid is None:
-        return None
-    if not torch.compiler.is_compiling() and not bool((valid[:, 1:] & ~valid[:, :-1]).any()):
-        # Padding on the right alone: no real query comes after it.
-        return None
-    return valid.long() * valid.shape[1]
 
 
 class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
@@ -353,7 +332,6 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
 
     def __init__(self, config: DogeConfig) -> None:
         super().__init__(config)
@@ -367,6 +345,7 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         # The forward makes a DogeCache itself.
         return False
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -378,16 +357,22 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> MoeCausalLMOutputWithPast | tuple:
+    ) -> MoeCausalLMOutputWithPast:
         """Next-token logits, and the loss where `labels` are given; the other arguments are `DogeModel.forward`'s.
 
         Args:
             labels: [B, T], -100 where a token is not to be predicted; shifted inside.
+            output_router_logits: For a mixture, also compute the balance loss, and add it to the loss with the weight
+                `config.router_aux_loss_coef`.
             logits_to_keep: Number of last positions to compute logits for, or their indices; 0 for all.
         """
+        if output_router_logits is None:
+            output_router_logits = self.config.output_router_logits
+        if use_cache is None and labels is not None:
+            use_cache = False
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -397,41 +382,36 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            output_router_logits=output_router_logits,
         )
+        hidden_states = outputs.last_hidden_state
+        assert hidden_states is not None
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])
-        loss = None
+        logits = self.lm_head(hidden_states[:, kept, :])
+        loss = balance = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        result = MoeCausalLMOutputWithPast(
+        if outputs.router_logits is not None:
+            new_mask = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
+            balance = router_loss(outputs.router_logits, self.config.num_experts_per_tok, new_mask)
+        if loss is not None and balance is not None:
+            # With num_items_in_batch the micro-batches of a step are summed, so each gives its share of the balance.
+            items = kwargs.get("num_items_in_batch")
+            share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
+            loss = loss + self.config.router_aux_loss_coef * share * balance
+        return MoeCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=balance,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
         )
-        return result if return_dict is not False else result.to_tuple()
 
 
 class DogeForSequenceClassification(GenericForSequenceClassification, DogePreTrainedModel):
     """Doge with a classification head on the last token."""
-
-
-# `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
-BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
-
-
-def _only_for_doge(*args: Any, **kwargs: Any) -> None:
-    raise ValueError("this attention is Doge's own: choose attn_implementation sdpa or eager for another model.")
-
-
-for _name in BACKEND_OF.keys() - {"sdpa", "eager"}:
-    AttentionInterface.register(_name, _only_for_doge)
-
-# transformers knows the name "doge" and has code of its own for it; with this package imported, ours runs.
-AutoModel.register(DogeConfig, DogeModel, exist_ok=True)
-AutoModelForCausalLM.register(DogeConfig, DogeForCausalLM, exist_ok=True)
-AutoModelForSequenceClassification.register(DogeConfig, DogeForSequenceClassification, exist_ok=True)
 
 
 __all__ = ["DogeForCausalLM", "DogeForSequenceClassification", "DogeModel", "DogePreTrainedModel"]

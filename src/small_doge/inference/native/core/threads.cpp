@@ -17,8 +17,9 @@ inline void relax() {
 #endif
 }
 
-// A phase lasts a few microseconds, so a wait longer than this means that the other thread was taken off its core.
-constexpr int kSpins = 4000;
+// About a millisecond. A phase lasts microseconds, so a longer wait means that the other thread was taken off its core;
+// it comes back by itself, and yielding sooner would only give this core away as well, a time slice at each barrier.
+constexpr int kSpins = 50000;
 // A caller that decodes in chunks comes back sooner than this; a parked worker costs a wake-up of about 50 us.
 constexpr std::chrono::microseconds kLinger{300};
 

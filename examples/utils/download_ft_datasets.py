@@ -1,0 +1,11 @@
+"""Download the fine-tuning sources.
+
+python ./examples/utils/download_ft_datasets.py --save_dir ./datasets --cache_dir ./cache --num_proc 1
+"""
+
+from download_pt_datasets import main, parser
+
+from small_doge.processor.steps import FINETUNE_SOURCES
+
+if __name__ == "__main__":
+    main(parser("Download the fine-tuning sources.", list(FINETUNE_SOURCES)).parse_args())

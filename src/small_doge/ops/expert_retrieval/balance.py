@@ -1,0 +1,70 @@
+"""Keeping the experts of a mixture busy, and seeing whether they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from small_doge.ops.expert_retrieval.search import search_experts
+
+
+def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) -> Tensor:
+    """E * sum over the experts of (share of the choices that are e) * (mean probability of e): 1 when all are equal.
+
+    The loss of the Switch Transformer (arXiv 2101.03961, equations 4 to 6) for product keys. The probability of expert
+    i * n + j, a softmax over all n * n sums, is the product of the softmaxes of the two halves, so its mean over the
+    tokens is one [n, N] x [N, n] product and nothing of size N * E is formed.
+
+    Args:
+        scores_2Nn: the router's scores for the first and the second keys.
+        top_k: experts a token.
+        valid_N: False for tokens that do not count (padding).
+    """
+    keys = scores_2Nn.shape[-1]
+    first, second = scores_2Nn.float().softmax(-1)
+    with torch.no_grad():
+        _, index_Nk = search_experts(scores_2Nn, top_k)
+        share_E = _share(index_Nk, keys * keys, valid_N)
+    if valid_N is None:
+        tokens: Tensor | int = first.shape[0]
+    else:
+        first = first * valid_N[:, None]
+        tokens = valid_N.sum().clamp(min=1)
+    probability_E = (first.T @ second / tokens).flatten()
+    return keys * keys * (share_E * probability_E).sum()
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """How the choices of a batch spread over the experts of one layer.
+
+    `used` is the share of experts that some token chose; `entropy` that of the choices over the log of the number of
+    experts, 1 when all are chosen equally often; `busiest` the share of all choices that fell on one expert.
+    """
+
+    used: float
+    entropy: float
+    busiest: float
+
+
+def load_statistics(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) -> ExpertLoad:
+    """The load of one layer's experts, from its router's scores (an entry of a model's `router_logits`)."""
+    experts = scores_2Nn.shape[-1] ** 2
+    with torch.no_grad():
+        _, index_Nk = search_experts(scores_2Nn, top_k)
+        share_E = _share(index_Nk, experts, valid_N)
+        used = (share_E > 0).float().mean().item()
+        entropy = torch.special.entr(share_E).sum().item() / math.log(experts) if experts > 1 else 1.0
+    return ExpertLoad(used=used, entropy=entropy, busiest=share_E.max().item())
+
+
+def _share(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tensor:
+    """The share of all choices that fell on each expert: [E] in fp32."""
+    one = torch.ones_like(index_Nk, dtype=torch.float32)
+    if valid_N is not None:
+        one = one * valid_N[:, None]
+    count_E = torch.zeros(experts, device=index_Nk.device).scatter_add_(0, index_Nk.flatten(), one.flatten())
+    return count_E / one.sum().clamp(min=1)

@@ -1,0 +1,68 @@
+"""Optional blocks that leave documents out for a stated reason: length, repetition, language, duplicates, test data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from small_doge.processor.documents import Document
+from small_doge.processor.quality.decontamination import Decontamination, evaluation_grams
+from small_doge.processor.quality.duplicates import ExactDuplicates, NearDuplicates
+from small_doge.processor.quality.filters import language_filter, length_filter, repetition_filter
+from small_doge.processor.report import Report
+
+# A block says why a text is to be left out, or None to keep it.
+Block = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    """Which blocks to use; the default uses none.
+
+    Attributes:
+        min_characters, max_characters: documents outside are left out (`length_filter`).
+        repetition: leave out texts that repeat themselves (`repetition_filter`).
+        languages: keep only these, such as ("en", "zh") (`language_filter`).
+        exact_duplicates: keep the first of equal texts (`ExactDuplicates`).
+        near_duplicates: keep the first of nearly equal texts (`NearDuplicates`).
+        decontaminate: files or folders of evaluation data that no document may share 13 words in a row with
+            (`Decontamination`).
+    """
+
+    min_characters: int = 0
+    max_characters: int | None = None
+    repetition: bool = False
+    languages: tuple[str, ...] = ()
+    exact_duplicates: bool = False
+    near_duplicates: bool = False
+    decontaminate: tuple[str, ...] = field(default=())
+
+    def blocks(self) -> list[Block]:
+        """New blocks, cheapest first; those against duplicates remember what they have seen."""
+        blocks: list[Block] = []
+        if self.min_characters or self.max_characters is not None:
+            blocks.append(length_filter(self.min_characters, self.max_characters))
+        if self.exact_duplicates:
+            blocks.append(ExactDuplicates())
+        if self.languages:
+            blocks.append(language_filter(self.languages))
+        if self.repetition:
+            blocks.append(repetition_filter)
+        if self.decontaminate:
+            blocks.append(Decontamination(evaluation_grams(self.decontaminate)))
+        if self.near_duplicates:
+            blocks.append(NearDuplicates())
+        return blocks
+
+
+def apply_blocks(
+    documents: Iterable[Document], blocks: Sequence[Block], report: Report, source: str
+) -> Iterator[Document]:
+    """Pass on the documents that every block keeps; others are counted in `report` by the first block's reason."""
+    for document in documents:
+        reason = next((reason for block in blocks if (reason := block(document.text)) is not None), None)
+        if reason is None:
+            yield document
+        else:
+            report.kept[source] -= 1
+            report.drop(source, reason, document.origin)

@@ -1,0 +1,267 @@
+"""What holds for every kind of Doge and every way of running it.
+
+A prefix never depends on what follows, and the cached, packed and padded ways give the logits of the plain forward.
+
+In double precision, so that a difference is a mistake and not a rounding; T = 8w, with tokens that repeat (and so
+scores that tie) all through the text.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from small_doge import DogeCache
+
+KINDS = ["dense", "mixture", "scores_per_query_head"]
+BACKENDS = ["eager", "sdpa", "doge_blocked"]
+LENGTH = 64
+
+
+def text(batch: int = 2, length: int = LENGTH, vocabulary: int = 60) -> torch.Tensor:
+    ids = torch.randint(3, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))
+    ids[:, 5:9] = ids[:, 1:5]
+    ids[:, 30:40] = 7
+    return ids
+
+
+def plain(model, ids):
+    return model(ids, use_cache=False).logits
+
+
+def trained(model, ids):
+    model.train()
+    return model(ids).logits
+
+
+def prefilled(model, ids):
+    return model(ids, past_key_values=DogeCache(model.config)).logits
+
+
+def prefilled_in_chunks(model, ids):
+    cache = DogeCache(model.config)
+    return torch.cat([model(chunk, past_key_values=cache).logits for chunk in ids.split([5, 20, 1, 9, 29], 1)], 1)
+
+
+def decoded(model, ids):
+    cache = DogeCache(model.config)
+    return torch.cat([model(token, past_key_values=cache).logits for token in ids.split(1, 1)], 1)
+
+
+def prefilled_then_decoded(model, ids):
+    cache = DogeCache(model.config)
+    start = [model(ids[:, :20], past_key_values=cache).logits]
+    return torch.cat(start + [model(token, past_key_values=cache).logits for token in ids[:, 20:].split(1, 1)], 1)
+
+
+def packed(model, ids):
+    """The row between two others, in one row of three documents."""
+    before, after = ids[:, :13], ids[:, 7:30]
+    row = torch.cat((before, ids, after), 1)
+    positions = torch.cat([torch.arange(part.shape[1]) for part in (before, ids, after)])[None]
+    return model(row, position_ids=positions).logits[:, 13 : 13 + ids.shape[1]]
+
+
+def padded_on_the_left(model, ids):
+    return padded(model, ids, decode=False)
+
+
+def padded_on_the_left_then_decoded(model, ids):
+    return padded(model, ids, decode=True)
+
+
+def padded(model, ids, decode):
+    """Row 0 with 9 places of padding before it, row 1 with none and so 9 tokens more, which are cut off again."""
+    extra = ids[1:, :9]
+    rows = torch.cat((torch.cat((torch.full_like(extra, 2), ids[:1]), 1), torch.cat((ids[1:], extra), 1)))
+    mask = torch.ones_like(rows)
+    mask[0, :9] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    if decode:
+        cache = DogeCache(model.config)
+        logits = [model(rows[:, :12], mask[:, :12], positions[:, :12], cache).logits]
+        for i in range(12, rows.shape[1]):
+            logits.append(model(rows[:, i : i + 1], mask[:, : i + 1], positions[:, i : i + 1], cache).logits)
+        logits = torch.cat(logits, 1)
+    else:
+        logits = model(rows, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    return torch.stack((logits[0, 9:], logits[1, :-9]))
+
+
+WAYS = [
+    trained,
+    prefilled,
+    prefilled_in_chunks,
+    decoded,
+    prefilled_then_decoded,
+    packed,
+    padded_on_the_left,
+    padded_on_the_left_then_decoded,
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_changed_token_moves_no_output_before_it(kind, backend, way, make_model):
+    model = make_model(kind, dtype=torch.float64, attn=backend)
+    ids, changed = text(), 37
+    other = ids.clone()
+    other[:, changed] = 55
+    before, after = way(model, ids), way(model, other)
+    torch.testing.assert_close(after[:, :changed], before[:, :changed], atol=1e-12, rtol=0)
+    assert (after[:, changed] - before[:, changed]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_every_way_gives_the_logits_of_the_plain_forward(kind, backend, way, make_model):
+    reference = make_model(kind, dtype=torch.float64, attn="eager")
+    model = make_model(kind, dtype=torch.float64, attn=backend)
+    torch.testing.assert_close(way(model, text()), plain(reference, text()), atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("way", [prefilled_in_chunks, decoded, padded_on_the_left], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_in_single_precision_distinct_tokens_agree_to_1e_4(kind, way, make_model):
+    model = make_model(kind, vocab_size=200)
+    ids = torch.stack([torch.randperm(200, generator=torch.Generator().manual_seed(s))[:LENGTH] for s in (0, 1)])
+    assert (way(model, ids) - plain(model, ids)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_the_window_matters_in_these_tests(kind, make_model):
+    narrow, wide = (make_model(kind, keep_window_size=w) for w in (8, LENGTH))
+    difference = (plain(narrow, text()) - plain(wide, text())).abs().amax((0, 2))
+    assert difference[:8].max() < 1e-5 and difference[8:].max() > 1e-2
+
+
+def test_packing_needs_no_flag_even_where_a_cache_is_the_default(make_model):
+    model = make_model(use_cache=True)
+    ids = text()
+    outputs = model(torch.cat((ids, ids), 1), position_ids=torch.arange(LENGTH).repeat(2)[None])
+    assert outputs.past_key_values is None
+    torch.testing.assert_close(outputs.logits[:, LENGTH:], outputs.logits[:, :LENGTH], atol=1e-5, rtol=0)
+
+
+def test_packed_rows_for_a_cache_are_refused(make_model):
+    with pytest.raises(ValueError, match="packed rows have no cache: pass use_cache=False"):
+        make_model()(text(), position_ids=torch.arange(32).repeat(2)[None], use_cache=True)
+
+
+def test_a_token_that_was_not_asked_to_be_cached_in_training_is_not(make_model):
+    assert make_model().train()(text()).past_key_values is None
+    assert make_model()(text()).past_key_values.get_seq_length() == LENGTH
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_checkpointing_gives_the_same_gradients(kind, make_model):
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model(kind).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(text(), labels=text()).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["sdpa", "doge_blocked"])
+def test_a_backend_gives_the_gradients_of_the_definition(kind, backend, make_model):
+    gradients = []
+    for attn in ("eager", backend):
+        model = make_model(kind, dtype=torch.float64, attn=attn).train()
+        model(text(), labels=text()).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_next_token(make_model):
+    model, ids = make_model(), text()
+    labels = ids.clone()
+    labels[:, :10] = -100
+    outputs = model(ids, labels=labels)
+    expected = torch.nn.functional.cross_entropy(outputs.logits[:, 9:-1].flatten(0, 1), ids[:, 10:].flatten())
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+def test_the_loss_of_micro_batches_sums_to_that_of_the_batch(make_model):
+    model, ids = make_model(), text(4)
+    whole = model(ids, labels=ids).loss
+    parts = [model(part, labels=part, num_items_in_batch=torch.tensor(4 * (LENGTH - 1))).loss for part in ids.split(1)]
+    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+
+
+def test_logits_to_keep_are_the_last_ones(make_model):
+    model, ids = make_model(), text()
+    torch.testing.assert_close(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
+    torch.testing.assert_close(
+        model(ids, logits_to_keep=torch.tensor([4, 9])).logits, model(ids).logits[:, [4, 9]], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_embeddings_can_be_given_instead_of_tokens(make_model):
+    model, ids = make_model(), text()
+    embeddings = model.get_input_embeddings()(ids)
+    torch.testing.assert_close(model(inputs_embeds=embeddings).logits, model(ids).logits)
+
+
+def test_a_tuple_is_returned_on_request(make_model):
+    outputs = make_model()(text(), labels=text(), return_dict=False)
+    assert isinstance(outputs, tuple) and outputs[0].dim() == 0 and outputs[1].shape == (2, LENGTH, 60)
+
+
+def test_half_precision_stays_near_single_precision(make_model):
+    ids = text()
+    for dtype in (torch.bfloat16, torch.float16):
+        half, full = make_model(keep_window_size=64, dtype=dtype)(ids), make_model(keep_window_size=64)(ids)
+        assert half.logits.dtype == dtype
+        assert (half.logits.float() - full.logits).abs().mean() < 0.05 * full.logits.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "either input_ids or inputs_embeds, and not both"),
+        ({"input_ids": text(), "attention_mask": torch.ones(2, 1, LENGTH, LENGTH)}, "has 4 dimensions"),
+        ({"input_ids": text(), "output_attentions": True}, 'needs attn_implementation="eager"'),
+    ],
+    ids=["no_input", "a_mask_of_four_dimensions", "weights_of_a_fused_kernel"],
+)
+def test_an_input_that_cannot_be_served_is_refused(inputs, message, make_model):
+    with pytest.raises(ValueError, match=message):
+        make_model()(**inputs)
+
+
+def test_a_cache_of_another_kind_is_refused(make_model):
+    from transformers import DynamicCache
+
+    with pytest.raises(ValueError, match=r"is a DynamicCache.*pass DogeCache\(config\)"):
+        make_model()(text(), past_key_values=DynamicCache())
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "flex_attention", "doge_magic"])
+def test_an_attention_that_does_not_exist_is_refused(name, make_model):
+    with pytest.raises((ValueError, ImportError)):
+        make_model().set_attn_implementation(name)
+
+
+def test_another_model_is_told_not_to_use_our_attention():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    config._attn_implementation = "doge_blocked"
+    with pytest.raises(ValueError, match="Doge's own"):
+        LlamaForCausalLM(config)(torch.ones(1, 2, dtype=torch.long))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from small_doge.processor.prepare import inspect_folder, list_sources, prepare, show_source
+from small_doge.processor.report import Report
+
+
+@pytest.fixture
+def recipe(text_file, tokenizer, tmp_path):
+    """Writes a pretraining recipe and returns its path."""
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+    def write(**changes):
+        settings = {
+            "stage": "pt",
+            "output": str(tmp_path / "out"),
+            "tokenizer": str(tmp_path / "tokenizer"),
+            "datasets_and_ratios": [{text_file("a.jsonl", 100): 0.7}, {text_file("b.jsonl", 100): 0.3}],
+            "total_sample_size": 20,
+            "max_length": 128,
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in settings.items() if value is not None}))
+        return path
+
+    return write
+
+
+def test_a_recipe_becomes_a_folder_with_its_report_and_nothing_else(recipe, tmp_path):
+    report = prepare(recipe())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "data_report.json",
+        "dataset_dict.json",
+        "test",
+        "train",
+    ]
+    assert Report.load(tmp_path / "out").as_dict() == report.as_dict()
+    shown = inspect_folder(tmp_path / "out", str(tmp_path / "tokenizer"))
+    assert shown["parts"]["train"]["rows"] == 20
+    assert shown["parts"]["train"]["tokens"] == 20 * 128
+    assert any("<|begin_of_text|>" in piece for piece in shown["parts"]["train"]["first_rows"][0])
+    assert shown["report"]["mix"]["unit"] == "tokens"
+
+
+def test_overrides_win_over_the_recipe(recipe, tmp_path):
+    prepare(recipe(), {"total_sample_size": 7})
+    assert inspect_folder(tmp_path / "out")["parts"]["train"]["rows"] == 7
+
+
+def test_what_the_assistant_says_is_shown_in_brackets(write_jsonl, recipe, tmp_path):
+    path = write_jsonl("chats.jsonl", [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(5)])
+    changes = {
+        "stage": "ft",
+        "apply_chat_template": True,
+        "datasets_and_ratios": [{path: 1.0}],
+        "total_sample_size": None,
+    }
+    prepare(recipe(**changes, test_share=0.0))
+    text = inspect_folder(tmp_path / "out", str(tmp_path / "tokenizer"))["parts"]["train"]["first_rows"][0][0]
+    assert text.endswith("<|end_of_text|>⟧")
+    assert "assistant<|end_header_id|>⟦a" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"max_lenght": 3}, "did you mean 'max_length'"),
+        ({"zzzz": 3}, "known are stage"),
+        ({"stage": "dpo"}, "one of pt, ft"),
+        ({"output": None}, "add `output"),
+        ({"datasets_and_ratios": None}, "names no sources"),
+        ({"tokenizer": None}, "processing_class is missing"),
+    ],
+    ids=str,
+)
+def test_a_recipe_with_a_mistake_names_the_mend(recipe, changes, mend):
+    with pytest.raises(ValueError, match=mend):
+        prepare(recipe(**changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "mend"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), (None, "no recipe")]
+)
+def test_a_recipe_that_cannot_be_read_names_the_mend(tmp_path, text, mend):
+    path = tmp_path / "recipe.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=mend):
+        prepare(path)
+
+
+def test_sources_are_listed_and_shown(write_jsonl):
+    names = {row["name"]: row for row in list_sources()}
+    assert names["finemath"]["license"] == "ODC-By-1.0"
+    assert names["builtin:arithmetic"]["from"] == "here"
+    assert json.dumps(list_sources())
+    shown = show_source(write_jsonl("a.jsonl", [{"text": "x"}] * 5), rows=3)
+    assert [row["text"] for row in shown["rows"]] == ["x"] * 3
+    assert shown["rows"][0]["origin"].endswith("a.jsonl:1")
+
+
+def test_a_folder_without_a_data_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="give the output of"):
+        inspect_folder(tmp_path)
