@@ -157,6 +157,12 @@ def test_the_saved_folder_holds_both_parts_and_the_report(text_file, tokenizer, 
     assert Report.load(tmp_path / "saved").as_dict() == mixed.report.as_dict()
 
 
+def test_a_part_without_rows_is_saved_and_loaded_too(text_file, tokenizer, tmp_path):
+    mixed = run([{text_file("a.jsonl", 10): 1.0}], tokenizer, tmp_path, max_length=128, test_share=0)
+    mixed.save_to_disk(tmp_path / "saved")
+    assert len(load_from_disk(str(tmp_path / "saved"))["test"]) == 0
+
+
 def test_without_packing_each_row_is_one_document_or_a_part_of_it(text_file, tokenizer, tmp_path):
     path = text_file("a.jsonl", 60)
     mixed = run([{path: 1.0}], tokenizer, tmp_path, max_length=100, packing=False, test_share=0)

@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from small_doge.processor.documents import iter_documents
 from small_doge.processor.encoding import Encoder
 from small_doge.processor.tokenizer import train_tokenizer
 from small_doge.processor.tokenizer_tools import evaluate_tokenizers, inspect_tokenizer, train_tokenizer_on
@@ -45,7 +46,7 @@ def test_bytes_a_token_are_measured_by_domain_and_tokenizer(text_file, tokenizer
     rows = evaluate_tokenizers({"ours": tokenizer, "bytes": bytes_only}, {"made": path})
     by_name = {row["tokenizer"]: row for row in rows}
     assert by_name["bytes"]["bytes_per_token"] == 1
-    texts = [json.loads(line)["text"] for line in open(path, encoding="utf-8").read().splitlines()]  # noqa: SIM115
+    texts = [document.text for document in iter_documents(path)]
     assert by_name["ours"]["tokens"] == sum(len(Encoder(tokenizer).encode(text)) for text in texts)
     assert by_name["ours"]["bytes_per_token"] > 1.5
 

@@ -67,6 +67,11 @@ def read_shards(folder: Path, empty: dict[str, Any] | None = None) -> Dataset:
     return concatenate_datasets(shards)
 
 
+def shard_counts(parts: dict[Any, Dataset]) -> dict[Any, int | None]:
+    """`num_shards` for `save_to_disk`: one for a part without rows, which `datasets` could not load without any."""
+    return {name: None if len(part) else 1 for name, part in parts.items()}
+
+
 def with_report(parts: dict[str, Dataset], report: Report) -> DatasetDict:
     """A `DatasetDict` whose `report` says what became of the input; `save_to_disk` writes it as data_report.json."""
     from datasets import DatasetDict
@@ -77,7 +82,7 @@ def with_report(parts: dict[str, Dataset], report: Report) -> DatasetDict:
         report: Report
 
         def save_to_disk(self, dataset_dict_path: Any, *args: Any, **kwargs: Any) -> None:
-            super().save_to_disk(dataset_dict_path, *args, **kwargs)
+            super().save_to_disk(dataset_dict_path, *args, **{"num_shards": shard_counts(self), **kwargs})
             self.report.save(str(dataset_dict_path))
 
     reported = ReportedDatasetDict(parts)

@@ -13,6 +13,7 @@ from typing import Any
 from small_doge.processor import ft_datasets_process, pt_datasets_process
 from small_doge.processor.mixing import parse_ratios
 from small_doge.processor.report import Report
+from small_doge.processor.row_store import shard_counts
 from small_doge.processor.sources import open_source
 from small_doge.processor.sources.catalog import catalog
 
@@ -163,7 +164,8 @@ def concatenate(
         whole = concatenate_datasets([item[part] for item in sets if len(item[part])] or [sets[0][part]])
         whole = whole.shuffle(seed=seed)
         joined[part] = whole if most is None else whole.select(range(min(most, len(whole))))
-    joined.save_to_disk(str(save_dir), num_proc=num_proc if num_proc and num_proc > 1 else None)
+    processes = num_proc if num_proc and num_proc > 1 else None
+    joined.save_to_disk(str(save_dir), num_shards=shard_counts(joined), num_proc=processes)
     return {part: len(rows) for part, rows in joined.items()}
 
 

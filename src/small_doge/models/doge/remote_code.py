@@ -68,7 +68,8 @@ def _flat_name(module: str) -> str:
 def _portable(module: str) -> str:
     """The module's source with relative imports, without the registration, and with Triton optional."""
     text = _source(module).read_text(encoding="utf-8")
-    text = re.sub(rf"^ *import {re.escape(REGISTRATION)}.*\n", "", text, flags=re.MULTILINE)
+    # With the comment above it, which speaks of the package.
+    text = re.sub(rf"(?:^ *#.*\n)*^ *import {re.escape(REGISTRATION)}.*\n", "", text, flags=re.MULTILINE)
     text = re.sub(
         r"^( *)from (small_doge\.[\w.]+) import",
         lambda match: f"{match[1]}from .{_flat_name(match[2])} import",

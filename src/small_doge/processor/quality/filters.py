@@ -96,8 +96,10 @@ def language_of(text: str) -> str | None:
     shares = {code: len(script.findall(sample)) / letters for code, script in SCRIPTS.items()}
     if shares["ja"] > 0.1:
         return "ja"
+    # A Chinese character says as much as several letters, so a text full of code and names is still Chinese.
+    limits = {"zh": 0.1}
     code = max(shares, key=lambda name: shares[name])
-    if shares[code] > 0.3:
+    if shares[code] > limits.get(code, 0.3):
         return code
     words = Counter(re.findall(r"[^\W\d_]+", sample.lower()))
     total = sum(words.values())
