@@ -106,7 +106,7 @@ class TestLanguage:
     @pytest.mark.data
     @pytest.mark.parametrize(
         ("name", "language"),
-        [("wiki_en-00", "en"), ("books_100novels-00", "en"), ("wiki_zh-00", "zh"), ("zh_tidb-00", "zh")],
+        [("wiki_en-00", "en"), ("books_100novels-00", "en"), ("wiki_zh-00", "zh"), ("zh_d2l-00", "zh")],
     )
     def test_real_text_is_told_right_nearly_always(self, data_folder, name, language):
         texts = [text for text in real_texts(data_folder, f"pretrain/{name}", 500) if len(text) > 200]

@@ -97,7 +97,7 @@ def language_of(text: str) -> str | None:
     if shares["ja"] > 0.1:
         return "ja"
     # A Chinese character says as much as several letters, so a text full of code and names is still Chinese.
-    limits = {"zh": 0.1}
+    limits = {"zh": 0.05}
     code = max(shares, key=lambda name: shares[name])
     if shares[code] > limits.get(code, 0.3):
         return code
