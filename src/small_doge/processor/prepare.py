@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect as python_inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from small_doge.processor.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STAGES = {
+STAGES: dict[str, Callable[..., Any]] = {
     "pt": pt_datasets_process.mix_datasets_by_ratio,
     "ft": ft_datasets_process.mix_datasets_by_ratio,
 }
@@ -56,7 +56,7 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     partial = Path(output) / ".partial"
     mixed = STAGES[stage](processing_class=tokenizer, cache_dir=partial, **settings)
     mixed.save_to_disk(str(output))
-    report: Report = mixed.report  # type: ignore[attr-defined]
+    report: Report = mixed.report
     del mixed
     shutil.rmtree(partial)
     return report

@@ -138,7 +138,8 @@ def quality_options(quality: QualityOptions | Mapping[str, Any] | None) -> Quali
     for key in given:
         if key not in known:
             raise ValueError(f"quality has no option {key!r}: use {', '.join(known)}.")
-    return QualityOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    options: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
+    return QualityOptions(**options)
 
 
 def plan_fingerprint(plan: PretrainMix, tokenizer: PreTrainedTokenizerBase) -> str:

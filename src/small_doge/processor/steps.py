@@ -96,7 +96,7 @@ def tokenize_sources(
             **options,
         )
         mixed.save_to_disk(str(Path(save_dir) / TOKENIZED.format(name)))
-        reports[name] = mixed.report  # type: ignore[attr-defined]
+        reports[name] = mixed.report
     return reports
 
 
@@ -130,7 +130,7 @@ def process_chats(
             **options,
         )
         mixed.save_to_disk(str(Path(save_dir) / PROCESSED.format(name)))
-        reports[name] = mixed.report  # type: ignore[attr-defined]
+        reports[name] = mixed.report
     return reports
 
 

@@ -50,13 +50,14 @@ def train_tokenizer_on(
     Raises:
         ValueError: a source cannot be read, or `from_tokenizer` is not byte-level with one pattern.
     """
-    pattern: str | None = SPLIT_PATTERN
+    pattern = SPLIT_PATTERN
     if from_tokenizer is not None:
-        pattern = split_pattern(load_tokenizer(from_tokenizer))
-        if pattern is None:
+        old = split_pattern(load_tokenizer(from_tokenizer))
+        if old is None:
             raise ValueError(
                 "from_tokenizer does not cut text by one pattern into bytes: give a byte-level one like Llama 3's."
             )
+        pattern = old
     names, ratios = parse_ratios(datasets_and_ratios)
 
     def texts(name: str) -> Iterator[Sample[str]]:

@@ -1,0 +1,236 @@
+"""Text to packed rows on disk: our pipeline beside `datasets.map` with a function that takes one row, as is usual.
+
+    python benchmarks/data_pipeline.py [--source FILE.jsonl.zst] [--workers 2] [--rounds 3] [--out DIR]
+
+Both read the same zstd JSON lines, tokenize with the same tokenizer, pack rows of 2048 and write them to disk, with the
+same number of workers, each run in a process of its own, interleaved. First it checks that the ids are those of the
+saved tokenizer on every document; where they are not, nothing is timed. Rows go to
+DIR/data_pipeline_DEVICE_DATE.json; the last line printed is JSON.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_LENGTH = 2048
+
+
+def run_ours(source: str, tokenizer: str, out: Path, workers: int) -> int:
+    """Our pipeline; returns the tokens written."""
+    from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
+
+    mixed = mix_datasets_by_ratio(
+        [{source: 1.0}],
+        processing_class=tokenizer,
+        max_length=MAX_LENGTH,
+        dataset_num_proc=workers,
+        cache_dir=out,
+        test_share=0,
+    )
+    return mixed.report.figures["train"]["tokens_out"]
+
+
+def run_map(source: str, tokenizer: str, out: Path, workers: int) -> int:
+    """`datasets.map` one row at a time, then TRL's packing, then `save_to_disk`; returns the tokens written."""
+    from datasets import load_dataset
+    from transformers import AutoTokenizer
+    from trl import pack_dataset
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    rows = load_dataset("json", data_files=source, split="train", cache_dir=str(out / "cache"))
+
+    def tokenize(row: dict) -> dict:
+        return {"input_ids": [loaded.bos_token_id, *loaded(row["text"])["input_ids"], loaded.eos_token_id]}
+
+    rows = rows.map(tokenize, remove_columns=rows.column_names, num_proc=workers)
+    packed = pack_dataset(rows, MAX_LENGTH, "wrapped", map_kwargs={"num_proc": workers})
+    packed.save_to_disk(str(out / "saved"))
+    return sum(len(ids) for ids in packed.with_format("numpy")["input_ids"])
+
+
+def run_floor(source: str, tokenizer: str, out: Path, workers: int) -> int:
+    """The BPE library alone on one thread, texts in memory: the floor under any pipeline that uses it."""
+    from small_doge.processor.documents import iter_documents
+    from small_doge.processor.encoding import Encoder
+    from small_doge.processor.tokenizer import load_tokenizer
+
+    encoder = Encoder(load_tokenizer(tokenizer))
+    texts = [document.text for document in iter_documents(source)]
+    start = time.perf_counter()
+    tokens = sum(len(encoder.encode(text)) for text in texts)
+    print(json.dumps({"encode_seconds": time.perf_counter() - start}))
+    return tokens
+
+
+def run_read(source: str, tokenizer: str, out: Path, workers: int) -> int:
+    """Read prepared rows back in random order, one process; prints its own seconds."""
+    from datasets import load_from_disk
+    from numpy.random import default_rng
+
+    from small_doge.processor.row_reader import RowReader
+
+    reader = RowReader(load_from_disk(source)["train"])
+    order = default_rng(0).permutation(len(reader)).tolist()
+    start = time.perf_counter()
+    tokens = sum(int(reader[i]["input_ids"].sum() >= 0) * len(reader[i]["input_ids"]) for i in order)
+    print(json.dumps({"encode_seconds": time.perf_counter() - start}))
+    return tokens
+
+
+RUNS = {"ours": run_ours, "datasets.map": run_map, "bpe alone, 1 thread": run_floor, "read back": run_read}
+
+
+def child(variant: str, source: str, tokenizer: str, workers: int) -> None:
+    """One run, measured; prints a JSON line."""
+    out = Path(tempfile.mkdtemp(prefix="data_pipeline_"))
+    start = time.perf_counter()
+    tokens = RUNS[variant](source, tokenizer, out, workers)
+    seconds = time.perf_counter() - start
+    shutil.rmtree(out)
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps({"tokens": tokens, "seconds": seconds, "peak_mib": peak / 1024}))
+
+
+def measure(variant: str, source: str, tokenizer: str, workers: int) -> dict:
+    """A run in a process of its own, imports not counted."""
+    command = [sys.executable, __file__, "--child", variant, "--source", source, "--tokenizer", tokenizer]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([*command, "--workers", str(workers)], env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    found: dict = {}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            found.update(json.loads(line))
+    return found
+
+
+def check_ids(source: str, tokenizer: str, documents: int = 2000) -> int:
+    """How many of the first documents are encoded exactly as the saved tokenizer does; all, or the benchmark stops."""
+    from transformers import AutoTokenizer
+
+    from small_doge.processor.documents import iter_documents
+    from small_doge.processor.encoding import Encoder
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    encoder = Encoder(loaded)
+    checked = 0
+    for document in iter_documents(source):
+        if encoder.encode(document.text).tolist() != loaded(document.text).input_ids:
+            raise SystemExit(f"{document.origin}: other ids than the saved tokenizer's; nothing is timed")
+        checked += 1
+        if checked == documents:
+            break
+    return checked
+
+
+def cut_source(source: str, folder: Path, most_bytes: int) -> str:
+    """The first documents of a source, as zstd JSON lines."""
+    import zstandard
+
+    from small_doge.processor.documents import iter_documents
+
+    lines, size = [], 0
+    for document in iter_documents(source):
+        lines.append(json.dumps({"text": document.text}, ensure_ascii=False) + "\n")
+        size += len(lines[-1].encode())
+        if size >= most_bytes:
+            break
+    path = folder / "source.jsonl.zst"
+    path.write_bytes(zstandard.compress("".join(lines).encode()))
+    return str(path)
+
+
+def main() -> None:
+    """Check, time, write."""
+    data = Path(os.environ.get("SMALL_DOGE_DATA", "."))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--source", default=str(data / "pretrain" / "wiki_en-00.jsonl.zst"))
+    parser.add_argument("--megabytes", type=int, default=60, help="how much of the source to use")
+    parser.add_argument("--tokenizer", help="a saved tokenizer; default: one of 32,768 tokens trained on the source")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--child")
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments.child, arguments.source, arguments.tokenizer, arguments.workers)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="data_pipeline_"))
+    source = cut_source(arguments.source, folder, arguments.megabytes * 1_000_000)
+    if arguments.tokenizer is None:
+        from small_doge.processor.tokenizer_tools import train_tokenizer_on
+
+        arguments.tokenizer = str(folder / "tokenizer")
+        train_tokenizer_on([{source: 1.0}], total_bytes=20_000_000).save_pretrained(arguments.tokenizer)
+    checked = check_ids(source, arguments.tokenizer)
+    prepared = folder / "prepared"
+    from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
+
+    whole = mix_datasets_by_ratio([{source: 1.0}], processing_class=arguments.tokenizer, cache_dir=folder / "cache")
+    whole.save_to_disk(str(prepared))
+    results: dict[str, list[dict]] = {name: [] for name in RUNS}
+    for number in range(arguments.rounds):
+        for variant in RUNS:
+            where = str(prepared) if variant == "read back" else source
+            results[variant].append(measure(variant, where, arguments.tokenizer, arguments.workers))
+            print(number, variant, results[variant][-1], flush=True)
+    shutil.rmtree(folder)
+    write(arguments, results, checked)
+
+
+def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked: int) -> None:
+    """Write the rows of the benchmark and print the last line."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    device = f"cpu-{platform.machine()}-{os.cpu_count()}cores"
+    common = {
+        "name": "data_pipeline",
+        "size": f"{arguments.megabytes} MB",
+        "device": device,
+        "command": "python benchmarks/data_pipeline.py " + " ".join(sys.argv[1:]),
+        "commit": commit.stdout.strip(),
+        "workers": arguments.workers,
+        "documents_with_equal_ids": checked,
+    }
+    rows = []
+    for variant, runs in results.items():
+        speeds = [run["tokens"] / run.get("encode_seconds", run["seconds"]) for run in runs]
+        for metric, values in (("tokens/s", speeds), ("peak MiB", [run["peak_mib"] for run in runs])):
+            rows.append(
+                {
+                    **common,
+                    "variant": variant,
+                    "metric": metric,
+                    "value": statistics.median(values),
+                    "n": len(values),
+                    "min": min(values),
+                    "max": max(values),
+                }
+            )
+    value = {row["variant"]: row["value"] for row in rows if row["metric"] == "tokens/s"}
+    times = value["ours"] / value["datasets.map"]
+    share = value["ours"] / (value["bpe alone, 1 thread"] * arguments.workers)
+    for metric, number, variant in (("times datasets.map", times, "ours"), ("share of time in the BPE", share, "ours")):
+        rows.append(
+            {**common, "variant": variant, "metric": metric, "value": number, "n": arguments.rounds}
+            | {"min": number, "max": number}
+        )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / f"data_pipeline_{device}_{datetime.date.today()}.json"
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    print(json.dumps({"ours": value["ours"], "times datasets.map": times, "share of time in the BPE": share}))
+
+
+if __name__ == "__main__":
+    main()
