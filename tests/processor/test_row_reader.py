@@ -46,6 +46,60 @@ def test_rows_are_views_of_the_right_type(dataset):
     assert row["input_ids"].base is not None
 
 
+def test_a_batch_holds_the_rows_padded_at_their_end(dataset):
+    reader = RowReader(dataset.shuffle(seed=2))
+    wanted = [9, 0, 33, 33]
+    batch = reader.batch(wanted)
+    rows = [reader.dataset[i] for i in wanted]
+    longest = max(len(row["input_ids"]) for row in rows)
+    assert batch.columns["input_ids"].dtype == np.int64
+    assert batch.columns["input_ids"].tolist() == [
+        row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows
+    ]
+    assert batch.row_lengths.tolist() == [len(row["input_ids"]) for row in rows]
+    assert batch.seq_lengths.tolist() == [size for row in rows for size in row["seq_lengths"]]
+    assert batch.seq_counts.tolist() == [2] * 4
+    assert batch.padding().tolist() == [
+        [False] * len(row["input_ids"]) + [True] * (longest - len(row["input_ids"])) for row in rows
+    ]
+
+
+def test_positions_of_a_batch_start_again_at_each_document_of_each_row(dataset):
+    reader = RowReader(dataset)
+    batch = reader.batch([4, 2])
+    assert batch.position_ids().tolist() == [[0, 1, 2, 3, 0, 1, 2], [0, 1, 0, 1, 2, 0, 0]]
+    even = reader.batch([4, 44])
+    assert even.position_ids().tolist() == [[0, 1, 2, 3, 0, 1, 2]] * 2
+
+
+def test_rows_without_lengths_are_one_document_each(dataset):
+    batch = RowReader(dataset, ["input_ids"]).batch([1, 2])
+    assert batch.seq_lengths.tolist() == [4, 5]
+    assert batch.seq_counts.tolist() == [1, 1]
+
+
+def test_a_data_loader_gets_whole_batches_in_worker_processes_too(dataset):
+    torch = pytest.importorskip("torch")
+    reader = RowReader(dataset.shuffle(seed=1))
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(
+            reader,
+            batch_size=8,
+            num_workers=workers,
+            collate_fn=lambda batch: torch.from_numpy(batch.columns["input_ids"]),
+        )
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [8] * 8 + [6]
+        assert batches[3][0, :5].tolist() == reader[24]["input_ids"].tolist()[:5]
+
+
+def test_reading_goes_on_at_any_row(dataset):
+    reader = RowReader(dataset.shuffle(seed=7))
+    whole = [reader.batch([i]).columns["input_ids"][0].tolist() for i in range(len(reader))]
+    again = RowReader(dataset.shuffle(seed=7))
+    assert [again.batch([i]).columns["input_ids"][0].tolist() for i in range(41, len(again))] == whole[41:]
+
+
 def test_a_column_that_is_no_list_of_numbers_is_refused():
     with pytest.raises(ValueError, match="no list of numbers"):
         RowReader(Dataset.from_dict({"text": ["a"]}))
