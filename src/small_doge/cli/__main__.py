@@ -1,0 +1,5 @@
+"""`python -m small_doge.cli`."""
+
+from small_doge.cli import main
+
+main()

@@ -1,0 +1,21 @@
+"""`small-doge train`: one stage."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+STAGES = ("pt", "sft", "dpo", "grpo")
+
+
+def train(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="pt, sft, dpo or grpo.")],
+) -> None:
+    """Run one stage: --config RECIPE.yaml, then any option of the recipe as --name value."""
+    from importlib import import_module
+
+    if stage not in STAGES:
+        raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    import_module(f"small_doge.trainer.doge.{stage}").main(context.args)
