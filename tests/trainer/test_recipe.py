@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from small_doge.trainer.arguments import PretrainingArguments, SupervisedArguments
+from small_doge.trainer.arguments import PretrainingArguments
+from small_doge.trainer.finetuning_arguments import SupervisedArguments
 from small_doge.trainer.recipe import load_recipe, save_recipe
 
 

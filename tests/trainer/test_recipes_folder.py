@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from small_doge.trainer.arguments import (
+from small_doge.trainer.arguments import PretrainingArguments
+from small_doge.trainer.finetuning_arguments import (
     PreferenceArguments,
-    PretrainingArguments,
     ReinforcementArguments,
     SupervisedArguments,
 )

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
-from trl import DPOConfig, GRPOConfig, SFTConfig
 
 T = TypeVar("T")
 
@@ -61,21 +60,3 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
         False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
     )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")
-
-
-@dataclass
-class SupervisedArguments(RecipeArguments, SFTConfig):
-    """Supervised fine-tuning and distillation (`small-doge train sft`)."""
-
-
-@dataclass
-class PreferenceArguments(RecipeArguments, DPOConfig):
-    """Direct preference optimization (`small-doge train dpo`)."""
-
-
-@dataclass
-class ReinforcementArguments(RecipeArguments, GRPOConfig):
-    """Group relative policy optimization (`small-doge train grpo`)."""
-
-    reward_functions: list[str] = option(["accuracy", "format"], "Names of rewards in small_doge.rewards.")
-    system_prompt: str | None = option(None, "System message put before every prompt.")

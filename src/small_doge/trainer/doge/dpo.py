@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from trl import DPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
-from small_doge.trainer.arguments import PreferenceArguments
 from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.finetuning_arguments import PreferenceArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
     StageTrainer,

@@ -17,8 +17,8 @@ from trl import GRPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import get_reward, text_of
-from small_doge.trainer.arguments import ReinforcementArguments
 from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
     StageTrainer,
