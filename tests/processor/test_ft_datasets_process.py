@@ -184,6 +184,42 @@ def test_every_row_is_accounted_for(write_jsonl, tmp_path):
     assert report.figures["train"]["rows"] + report.figures["test"]["rows"] == 30
 
 
+def test_one_two_and_eight_workers_give_the_same_rows_and_report(write_jsonl, tokenizer, tmp_path):
+    sources = [{write_jsonl(f"{name}.jsonl", chats(300, name)): ratio} for name, ratio in [("a", 0.7), ("b", 0.3)]]
+    options = {"processing_class": tokenizer, "apply_chat_template": True, "max_length": 60, "total_sample_size": 90}
+    made = [
+        mix_datasets_by_ratio(sources, cache_dir=tmp_path / str(n), dataset_num_proc=n, **options) for n in (1, 2, 8)
+    ]
+    assert len(made[0]["train"]) == 90
+    for other in made[1:]:
+        assert other["train"][:] == made[0]["train"][:]
+        assert other["test"][:] == made[0]["test"][:]
+        assert other.report.as_dict() == made[0].report.as_dict()
+
+
+def test_a_source_that_starts_again_adds_nothing_to_the_test_part(write_jsonl, tmp_path):
+    path = write_jsonl("a.jsonl", chats(40))
+    mixed = run([{path: 1.0}], tmp_path, total_sample_size=100, repeat=True, test_share=0.2)
+    asked = [row["messages"][0]["content"] for row in mixed["test"]]
+    assert len(asked) == len(set(asked)) > 0
+    assert len(mixed["train"]) == 100
+    mixed.report.check()
+
+
+def test_quality_blocks_judge_the_text_of_all_messages(write_jsonl, tmp_path):
+    question = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    held = write_jsonl("eval.jsonl", [{"question": question}])
+    rows = [*chats(30), *chats(10), {"prompt": f"Tell me: {question}?", "response": "no"}]
+    path = write_jsonl("a.jsonl", rows)
+    quality = {"exact_duplicates": True, "decontaminate": [held]}
+    report = run([{path: 1.0}], tmp_path, quality=quality).report
+    assert report.dropped[path] == {
+        "exact duplicate": 10,
+        "shares 13 words in a row with evaluation data": 1,
+    }
+    assert report.examples["shares 13 words in a row with evaluation data"] == [f"{path}:41"]
+
+
 def test_ratios_by_rows_are_exact(write_jsonl, tmp_path):
     sources = [{write_jsonl(f"{name}.jsonl", chats(300, name)): ratio} for name, ratio in [("a", 0.7), ("b", 0.3)]]
     mixed = run(sources, tmp_path, total_sample_size=200)

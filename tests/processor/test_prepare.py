@@ -53,6 +53,33 @@ def test_overrides_win_over_the_recipe(recipe, tmp_path):
     assert inspect_folder(tmp_path / "out")["parts"]["train"]["rows"] == 7
 
 
+def test_environment_variables_stand_for_their_values(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    prepare(recipe(datasets_and_ratios=[{"${WHERE}/a.jsonl": 0.5}, {"$WHERE/b.jsonl": 0.5}], output="$WHERE/out"))
+    assert inspect_folder(tmp_path / "out")["parts"]["train"]["rows"] == 20
+    with pytest.raises(ValueError, match="export NOWHERE="):
+        prepare(recipe(output="$NOWHERE/out"))
+
+
+def test_a_pattern_of_files_is_one_source(recipe, tmp_path):
+    report = prepare(recipe(datasets_and_ratios=[{f"{tmp_path}/[ab].jsonl": 1.0}], total_sample_size=None))
+    assert list(report.read.values()) == [200]
+    with pytest.raises(ValueError, match="correct the pattern"):
+        prepare(recipe(datasets_and_ratios=[{f"{tmp_path}/*.zst": 1.0}]))
+
+
+def every_byte(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_preparing_again_with_other_workers_gives_the_same_folder_byte_for_byte(recipe, tmp_path):
+    path = recipe()
+    prepare(path)
+    first = every_byte(tmp_path / "out")
+    prepare(path, {"dataset_num_proc": 2})
+    assert every_byte(tmp_path / "out") == first
+
+
 def test_what_the_assistant_says_is_shown_in_brackets(write_jsonl, recipe, tmp_path):
     path = write_jsonl("chats.jsonl", [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(5)])
     changes = {

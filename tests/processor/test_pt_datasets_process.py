@@ -110,6 +110,26 @@ def test_every_row_of_the_input_is_accounted_for(text_file, tokenizer, tmp_path)
     assert len(mixed["test"]) <= 10
 
 
+def test_the_counts_add_up_where_only_a_part_is_needed(text_file, tokenizer, tmp_path):
+    paths = [text_file("a.jsonl", 500), text_file("b.jsonl", 500)]
+    mixed = run([{path: 0.5} for path in paths], tokenizer, tmp_path, total_sample_size=20, max_length=128)
+    report = mixed.report
+    report.check()
+    in_rows = report.figures["train"]["sequences"] + report.figures["test"]["sequences"]
+    assert sum(report.kept.values()) == in_rows < 200
+    assert all(report.dropped[path]["not needed for the size asked for"] > 300 for path in paths)
+
+
+def test_a_source_that_starts_again_adds_nothing_to_the_test_part(text_file, tokenizer, tmp_path):
+    path = text_file("a.jsonl", 60, words=(5, 60))
+    options = {"max_length": 64, "test_share": 0.2}
+    once = run([{path: 1.0}], tokenizer, tmp_path, **options)
+    mixed = run([{path: 1.0}], tokenizer, tmp_path, total_sample_size=3 * len(once["train"]), repeat=True, **options)
+    assert sorted(pieces(mixed["test"], tokenizer)) == sorted(pieces(once["test"], tokenizer))
+    mixed.report.check()
+    assert mixed.report.dropped[path]["test document met again"] > 0
+
+
 def test_only_what_is_used_is_tokenized(text_file, tokenizer, tmp_path, monkeypatch):
     encoded = []
     original = Encoder.encode_batch

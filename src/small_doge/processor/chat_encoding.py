@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class ChatEncoder:
-    """Renders conversations with a tokenizer's chat template and encodes them.
+    """Renders conversations with a tokenizer's chat template and encodes them; several threads may call it at once.
 
     Raises:
         ValueError: the tokenizer has no chat template, or one without `{% generation %}` marks.
@@ -31,10 +33,14 @@ class ChatEncoder:
                 "and {% endgeneration %} around it, or take the one of small_doge.processor.tokenizer.chat_template()."
             )
         self.tokenizer = tokenizer
+        self._mine = threading.local()
 
     def __call__(self, messages: list[dict[str, Any]], tools: str | None = None) -> dict[str, NDArray[Any]]:
         """`input_ids` (int32) and `assistant_masks` (int8, 1 on the assistant's tokens), of equal length."""
-        encoded: Any = self.tokenizer.apply_chat_template(
+        if not hasattr(self._mine, "tokenizer"):
+            # A tokenizer of `transformers` changes its own state while it encodes, so each thread has a copy.
+            self._mine.tokenizer = copy.deepcopy(self.tokenizer)
+        encoded: Any = self._mine.tokenizer.apply_chat_template(
             messages,
             tools=None if tools is None else json.loads(tools),
             return_dict=True,

@@ -83,7 +83,7 @@ def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding |
         return None
     if model.get("dropout") or model.get("byte_fallback") or model.get("continuing_subword_prefix"):
         return None
-    to_byte = {char: byte for byte, char in _byte_to_char().items()}
+    to_byte = {char: byte for byte, char in byte_to_char().items()}
     added = {token["content"] for token in spec["added_tokens"]}
     vocab = {token: rank for token, rank in model["vocab"].items() if token not in added}
     if not all(char in to_byte for token in vocab for char in token) or not all(char in vocab for char in to_byte):
@@ -125,7 +125,7 @@ def _split_pattern(spec: dict[str, Any]) -> str | None:
     return split["pattern"].get("Regex")
 
 
-def _byte_to_char() -> dict[int, str]:
+def byte_to_char() -> dict[int, str]:
     """The printable stand-in of each byte in byte-level vocabularies (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {byte: chr(byte) for byte in printable}

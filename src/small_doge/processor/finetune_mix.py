@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from small_doge.processor.chat_encoding import ChatEncoder
 from small_doge.processor.conversations import RowError, is_preference, prompt_key, to_conversation, to_preference
 from small_doge.processor.documents import key_is_test
 from small_doge.processor.mixing import MixState, Sample, describe, mix
+from small_doge.processor.ordered_map import map_in_order
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
+from small_doge.processor.quality import Block, QualityOptions
 from small_doge.processor.readers import Row
 from small_doge.processor.report import Report
 from small_doge.processor.row_store import write_json_lines, write_shard
@@ -23,8 +26,11 @@ from small_doge.processor.sources import open_source
 from small_doge.processor.token_stream import shuffle_blocks
 
 Example = dict[str, Any]
+# Examples of a source that are encoded together: its name, the report of their reading, and the place of each.
+Chunk = tuple[str, Report, list[tuple[Example, str]]]
 PARTS = ("train", "test")
 KINDS = ("conversation", "preference")
+CHUNK_EXAMPLES = 128
 
 
 @dataclass
@@ -42,6 +48,8 @@ class FinetuneMix:
         thinking: thoughts in tags or columns become `reasoning_content`.
         keep_columns: columns of the source that rows keep, such as the checkable answer of a task.
         test_share, test_rows: as for pretraining; the hash is of a row's `group`, or of what is asked.
+        quality: blocks that leave rows out, judged by the text of all messages, each source with its own.
+        workers: threads that render and encode.
     """
 
     names: list[str]
@@ -61,12 +69,16 @@ class FinetuneMix:
     repeat: bool = False
     shuffle: bool = True
     seed: int = 233
+    workers: int = 1
     window_rows: int = 2048
+    quality: QualityOptions = QualityOptions()
     source_options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, folder: Path) -> Report:
         """Write `train/` and `test/` shards into `folder`."""
-        return _Run(self, folder).make()
+        run = _Run(self, folder)
+        with ThreadPoolExecutor(self.workers) as pool:
+            return run.make(pool if self.workers > 1 else None)
 
 
 class _Run:
@@ -82,9 +94,9 @@ class _Run:
             part: _EncodedWriter(folder / part, plan) if encoded else _ExampleWriter(folder / part) for part in PARTS
         }
 
-    def make(self) -> Report:
+    def make(self, pool: ThreadPoolExecutor | None) -> Report:
         plan = self.plan
-        streams = [self._samples(index) for index in range(len(plan.names))]
+        streams = [self._samples(index, pool) for index in range(len(plan.names))]
         by_tokens = plan.ratio_by == "tokens"
         packed = plan.packing and by_tokens
         total = None if plan.total_rows is None else plan.total_rows * (plan.max_length if packed else 1)
@@ -93,7 +105,7 @@ class _Run:
             if total is not None and not packed and sum(self.state.taken) >= total:
                 break
         for index, name in enumerate(plan.names):
-            unneeded = self.seen[index] - self.state.taken[index]
+            unneeded = self.report.kept[name] - self.state.taken[index] - self.test_seen[index]
             self.report.unkeep(name, unneeded, "not needed for the size asked for")
         for index in self.state.ran_out if plan.total_rows is not None or len(plan.names) > 1 else ():
             self.report.note(
@@ -129,22 +141,17 @@ class _Run:
             raise ValueError(f"formatting_func gave {type(made).__name__} for {row.origin}: let it return a dict.")
         return {**{name: fields[name] for name in ("id", "group", *self.plan.keep_columns) if name in fields}, **made}
 
-    def _samples(self, index: int) -> Iterator[Sample[Example]]:
+    def _samples(self, index: int, pool: ThreadPoolExecutor | None) -> Iterator[Sample[Example]]:
         plan, name = self.plan, self.plan.names[index]
         for epoch in range(2**31):
             before = self.seen[index]
-            rows = self._rows(name, self.report)
-            if plan.shuffle:
-                rows = shuffle_blocks(rows, [plan.seed, zlib.crc32(name.encode()), epoch], _characters)
-            for row in rows:
-                self.report.read[name] += 1
-                example = self._example(row, name)
-                if example is None:
-                    continue
-                self.report.kept[name] += 1
-                if key_is_test(example.pop("__key__"), plan.test_share):
-                    self._keep_test(index, example)
-                else:
+            chunks = self._chunks(name, epoch)
+            for _, report, examples in map_in_order(self._encode, chunks, pool, ahead=2 * plan.workers):
+                self.report.merge(report)
+                for example, _ in examples:
+                    if key_is_test(example.pop("__key__"), plan.test_share):
+                        self._keep_test(index, example, epoch)
+                        continue
                     self.seen[index] += 1
                     weight = len(example["input_ids"]) if plan.ratio_by == "tokens" else 1
                     yield Sample(weight, example)
@@ -157,14 +164,35 @@ class _Run:
                 return
             self.report.note(f"{name} was used up and starts again (pass {epoch + 2}).")
 
-    def _keep_test(self, index: int, example: Example) -> None:
-        if self.test_seen[index] + 1 > self.plan.test_rows * self.plan.ratios[index]:
+    def _keep_test(self, index: int, example: Example, epoch: int) -> None:
+        if epoch > 0:
+            self.report.unkeep(self.plan.names[index], 1, "test row met again")
+        elif self.test_seen[index] + 1 > self.plan.test_rows * self.plan.ratios[index]:
             self.report.unkeep(self.plan.names[index], 1, "test part full")
         else:
             self.test_seen[index] += 1
             self.writers["test"].add(example)
 
-    def _example(self, row: Row, name: str) -> Example | None:
+    def _chunks(self, name: str, epoch: int) -> Iterator[Chunk]:
+        """The examples of a source, not yet encoded, in chunks that are the same for any number of workers."""
+        plan, report = self.plan, Report()
+        rows = self._rows(name, report)
+        if plan.shuffle:
+            rows = shuffle_blocks(rows, [plan.seed, zlib.crc32(name.encode()), epoch], _characters)
+        blocks = plan.quality.blocks()
+        waiting: list[tuple[Example, str]] = []
+        for row in rows:
+            report.read[name] += 1
+            example = self._example(row, name, report, blocks)
+            if example is not None:
+                report.kept[name] += 1
+                waiting.append((example, row.origin))
+            if len(waiting) == CHUNK_EXAMPLES:
+                yield name, report.take(), waiting
+                waiting = []
+        yield name, report.take(), waiting
+
+    def _example(self, row: Row, name: str, report: Report, blocks: Sequence[Block]) -> Example | None:
         plan, fields = self.plan, self._fields(row)
         kept = {column: fields[column] for column in plan.keep_columns if column in fields}
         try:
@@ -173,24 +201,40 @@ class _Run:
                     raise RowError("no chosen and rejected answers")
                 example = to_preference(fields, plan.thinking)
                 key = prompt_key(example["prompt"])
+                messages = [*example["prompt"], *example["chosen"], *example["rejected"]]
             else:
                 example = to_conversation(fields, plan.thinking, plan.text_field)
                 key = prompt_key(example["messages"])
-                if plan.encoder is not None:
-                    example = self._encode(example)
+                messages = example["messages"]
         except RowError as error:
-            self.report.drop(name, str(error), row.origin)
+            report.drop(name, str(error), row.origin)
+            return None
+        text = "\n".join(message["content"] for message in messages) if blocks else ""
+        reason = next((reason for block in blocks if (reason := block(text)) is not None), None)
+        if reason is not None:
+            report.drop(name, reason, row.origin)
             return None
         return {**kept, **example, "__key__": str(fields.get("group") or key)}
 
-    def _encode(self, example: Example) -> Example:
-        assert self.plan.encoder is not None
-        encoded = self.plan.encoder(example["messages"], example.get("tools"))
-        if len(encoded["input_ids"]) > self.plan.max_length:
-            raise RowError(f"longer than max_length {self.plan.max_length}")
-        if not encoded["assistant_masks"].any():
-            raise RowError("no assistant tokens")
-        return dict(encoded)
+    def _encode(self, chunk: Chunk) -> Chunk:
+        """The chunk with its conversations as tokens, where tokens are asked for."""
+        name, report, examples = chunk
+        if self.plan.encoder is None or self.kind == "preference":
+            return chunk
+        kept = []
+        for example, origin in examples:
+            encoded = self.plan.encoder(example.pop("messages"), example.pop("tools", None))
+            reason = None
+            if len(encoded["input_ids"]) > self.plan.max_length:
+                reason = f"longer than max_length {self.plan.max_length}"
+            elif not encoded["assistant_masks"].any():
+                reason = "no assistant tokens"
+            if reason is None:
+                kept.append(({**example, **encoded}, origin))
+            else:
+                report.kept[name] -= 1
+                report.drop(name, reason, origin)
+        return name, report, kept
 
 
 def _characters(row: Row) -> int:

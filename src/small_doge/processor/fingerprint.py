@@ -11,6 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from small_doge.processor.readers import is_pattern, list_files
 from small_doge.processor.sources import BUILTIN_PREFIX, local_copy
 from small_doge.processor.sources.catalog import catalog
 
@@ -53,6 +54,8 @@ def _source_state(name: str) -> Any:
     path = Path(name)
     if path.exists():
         return [str(path.resolve()), _tree_state(path)]
+    if is_pattern(name):
+        return [[str(file.resolve()), _tree_state(file)] for file in list_files(name)]
     spec = catalog().get(name.lower())
     if spec is not None:
         local = local_copy(spec)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from small_doge.processor.chat_encoding import ChatEncoder
 from small_doge.processor.finetune_mix import KINDS, FinetuneMix
-from small_doge.processor.fingerprint import fingerprint
 from small_doge.processor.mixing import parse_ratios
-from small_doge.processor.pt_datasets_process import DEFAULT_CACHE, check_arguments
+from small_doge.processor.pt_datasets_process import DEFAULT_CACHE, check_arguments, plan_name
+from small_doge.processor.quality import QualityOptions, quality_options
 from small_doge.processor.report import REPORT_FILE, Report
 from small_doge.processor.row_store import read_shards, with_report
 from small_doge.processor.tokenizer import load_tokenizer
@@ -43,6 +42,7 @@ def mix_datasets_by_ratio(
     test_sample_size: int = 1000,
     repeat: bool = False,
     shuffle: bool = True,
+    quality: QualityOptions | Mapping[str, Any] | None = None,
     source_options: dict[str, dict[str, Any]] | None = None,
 ) -> DatasetDict:
     """Read, normalize and mix conversations or preference pairs; on request render and encode the conversations.
@@ -56,8 +56,9 @@ def mix_datasets_by_ratio(
         max_length: tokens a row; a longer conversation is left out and counted, so that no thought is ever cut.
         packing: with `apply_chat_template`, rows hold several whole conversations, their lengths in `seq_lengths`.
         formatting_func: makes a row of a row (dict to dict), for example with a `conversation` of its own.
-        dataset_num_proc: worker processes that render and encode; the result does not depend on it.
+        dataset_num_proc: worker threads that render and encode; the result does not depend on it.
         seed, cache_dir, test_sample_size, repeat, shuffle, source_options: as in `pt_datasets_process`.
+        quality: as in `pt_datasets_process`; a row is judged by the text of all its messages.
         apply_chat_template: give `input_ids` and `assistant_masks` (1 on what the assistant says, its thought and its
             end of turn) instead of `messages`.
         apply_thinking_template: move thoughts, from `<think>`, `<thinking>` or `<|begin_of_thought|>` tags or from a
@@ -103,19 +104,18 @@ def mix_datasets_by_ratio(
         repeat=repeat,
         shuffle=shuffle,
         seed=seed,
+        workers=dataset_num_proc,
+        quality=quality_options(quality),
         source_options=dict(source_options or {}),
     )
-    skip = {"encoder", "formatting_func"}
-    arguments = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in skip}
-    name = fingerprint(names, tokenizer, formatting_func, arguments)
-    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"ft-{name}"
+    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"ft-{plan_name(plan, tokenizer)}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / REPORT_FILE).exists():
         plan.run(folder).save(folder)
     parts = {part: read_shards(folder / part) for part in ("train", "test")}
     if not len(parts["test"]):
         parts["test"] = parts["train"].select([])
-    return with_report(parts, Report.load(folder))
+    return with_report(parts, Report.load(folder), folder)
 
 
 mix_datasets_by_radio = mix_datasets_by_ratio

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect as python_inspect
+import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 
 from small_doge.processor import ft_datasets_process, pt_datasets_process
 from small_doge.processor.report import REPORT_FILE, Report
+from small_doge.processor.row_store import publish
 from small_doge.processor.sources import BUILTIN_PREFIX, local_copy, open_source, source_names
 from small_doge.processor.sources.catalog import catalog
 from small_doge.processor.tokenizer import load_tokenizer
@@ -32,13 +35,13 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     """Make the data set that a recipe describes and save it to the recipe's `output`; returns the report.
 
     A recipe has `stage` (pt or ft), `output` (a folder), `tokenizer` (a folder or name, where tokens are made) and the
-    arguments of that stage's `mix_datasets_by_ratio`. A run that was interrupted goes on; a finished one is made anew
-    only if something changed.
+    arguments of that stage's `mix_datasets_by_ratio`. `$NAME` and `${NAME}` stand for environment variables. A run
+    that was killed goes on where it was, to the same bytes; a finished one is made anew.
 
     Raises:
-        ValueError: the recipe cannot be read or a key is unknown, with the nearest name.
+        ValueError: the recipe cannot be read or a key is unknown, with the nearest name, or a variable is not set.
     """
-    settings = {**read_recipe(recipe), **(overrides or {})}
+    settings = _expanded({**read_recipe(recipe), **(overrides or {})})
     stage, output = settings.pop("stage", None), settings.pop("output", None)
     if stage not in STAGES:
         raise ValueError(f"The recipe's stage is {stage!r}: give one of {', '.join(STAGES)}.")
@@ -55,11 +58,25 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
         raise ValueError("The recipe names no sources: add `datasets_and_ratios`, a list of NAME: RATIO.")
     partial = Path(output) / ".partial"
     mixed = STAGES[stage](processing_class=tokenizer, cache_dir=partial, **settings)
-    mixed.save_to_disk(str(output))
     report: Report = mixed.report
+    publish(mixed, report, mixed.cache, Path(output))
     del mixed
     shutil.rmtree(partial)
     return report
+
+
+def _expanded(value: Any) -> Any:
+    """A recipe's value with environment variables put in, in names and texts to any depth."""
+    if isinstance(value, dict):
+        return {_expanded(key): _expanded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    if missing := re.search(r"\$\{?(\w+)\}?", expanded):
+        raise ValueError(f"The recipe uses ${missing.group(1)}, which is not set: export {missing.group(1)}=... first.")
+    return expanded
 
 
 def read_recipe(recipe: str | Path | Mapping[str, Any]) -> dict[str, Any]:

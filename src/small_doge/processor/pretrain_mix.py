@@ -85,6 +85,7 @@ class _Run:
         self.report = Report()
         self.seen = [0] * len(plan.names)
         self.test_tokens = [0] * len(plan.names)
+        self.test_taken = [0] * len(plan.names)
         self.test: list[Tokens] = []
         self.state = MixState([0] * len(plan.names), [0] * len(plan.names))
         self.tokens = [0] * len(plan.names)
@@ -140,7 +141,7 @@ class _Run:
             jobs = self._jobs(index, epoch, skip)
             for chunk_report, train, test in map_in_order(self._encode, jobs, pool, ahead=2 * plan.workers):
                 self.report.merge(chunk_report)
-                self._keep_test(index, test)
+                self._keep_test(index, test, epoch)
                 first = max(0, min(skip - self.seen[index], len(train)))
                 self.seen[index] += len(train)
                 for array in train[first:]:
@@ -181,14 +182,17 @@ class _Run:
         test = self.plan.encoder([document.text for document in chunk.test])
         return chunk.report, [empty] * skip + train, test
 
-    def _keep_test(self, index: int, arrays: list[Tokens]) -> None:
+    def _keep_test(self, index: int, arrays: list[Tokens], epoch: int) -> None:
         name = self.plan.names[index]
         room = self.plan.test_rows * self.plan.max_length * self.plan.ratios[index]
         for array in arrays:
-            if self.test_tokens[index] + len(array) > room:
+            if epoch > 0:
+                self.report.unkeep(name, 1, "test document met again")
+            elif self.test_tokens[index] + len(array) > room:
                 self.report.unkeep(name, 1, "test part full")
             else:
                 self.test_tokens[index] += len(array)
+                self.test_taken[index] += 1
                 self.test.append(array)
 
     def _cut(self, tokens: Tokens, size: int) -> Tokens:
@@ -268,7 +272,8 @@ class _Run:
     def _finish(self) -> None:
         plan, report = self.plan, self.report
         for index, name in enumerate(plan.names):
-            report.unkeep(name, self.seen[index] - self.state.taken[index], "not needed for the size asked for")
+            unneeded = report.kept[name] - self.state.taken[index] - self.test_taken[index]
+            report.unkeep(name, unneeded, "not needed for the size asked for")
         for index in self.state.ran_out if plan.total_rows is not None or len(plan.names) > 1 else ():
             report.note(
                 f"{plan.names[index]} ran out after {self.tokens[index]:,} training tokens and ends the mix there: "

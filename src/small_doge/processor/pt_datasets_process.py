@@ -12,7 +12,7 @@ from small_doge.processor.encoding import Encoder
 from small_doge.processor.fingerprint import fingerprint
 from small_doge.processor.mixing import parse_ratios
 from small_doge.processor.pretrain_mix import PretrainMix
-from small_doge.processor.quality import QualityOptions
+from small_doge.processor.quality import QualityOptions, quality_options
 from small_doge.processor.report import REPORT_FILE, Report
 from small_doge.processor.row_store import read_shards, with_report
 from small_doge.processor.token_stream import DocumentEncoder
@@ -21,6 +21,8 @@ from small_doge.processor.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import PreTrainedTokenizerBase
+
+    from small_doge.processor.finetune_mix import FinetuneMix
 
 FEATURES = {"input_ids": "int32", "seq_lengths": "int32"}
 DEFAULT_CACHE = "~/.cache/small_doge/data"
@@ -98,12 +100,12 @@ def mix_datasets_by_ratio(
         workers=dataset_num_proc,
         source_options=dict(source_options or {}),
     )
-    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"pt-{plan_fingerprint(plan, tokenizer)}"
+    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"pt-{plan_name(plan, tokenizer)}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / REPORT_FILE).exists():
         plan.run(folder).save(folder)
     report = Report.load(folder)
-    return with_report({part: read_shards(folder / part, FEATURES) for part in ("train", "test")}, report)
+    return with_report({part: read_shards(folder / part, FEATURES) for part in ("train", "test")}, report, folder)
 
 
 mix_datasets_by_radio = mix_datasets_by_ratio
@@ -125,25 +127,8 @@ def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: 
         raise ValueError(f"dataset_num_proc is {workers}: give at least 1.")
 
 
-def quality_options(quality: QualityOptions | Mapping[str, Any] | None) -> QualityOptions:
-    """Options from a dict, such as a recipe's.
-
-    Raises:
-        ValueError: a key is unknown.
-    """
-    if isinstance(quality, QualityOptions):
-        return quality
-    given = dict(quality or {})
-    known = [item.name for item in fields(QualityOptions)]
-    for key in given:
-        if key not in known:
-            raise ValueError(f"quality has no option {key!r}: use {', '.join(known)}.")
-    options: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
-    return QualityOptions(**options)
-
-
-def plan_fingerprint(plan: PretrainMix, tokenizer: PreTrainedTokenizerBase) -> str:
+def plan_name(plan: PretrainMix | FinetuneMix, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """The name under which a plan's result is kept; the number of workers does not enter."""
     skip = {"encoder", "formatting_func", "workers", "progress"}
     arguments = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in skip}
-    return fingerprint(plan.names, tokenizer, plan.formatting_func, arguments)
+    return fingerprint([*plan.names, *plan.quality.decontaminate], tokenizer, plan.formatting_func, arguments)

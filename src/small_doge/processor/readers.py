@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import zlib
@@ -26,14 +27,25 @@ class Row:
     origin: str
 
 
+def is_pattern(path: str | Path) -> bool:
+    """Whether a path is a pattern such as `data/docs_*.jsonl.zst` and not the name of something that is there."""
+    return any(mark in str(path) for mark in "*?[") and not Path(path).exists()
+
+
 def list_files(path: str | Path) -> list[Path]:
-    """The readable files at `path`, a file or a folder searched to any depth, in order of name.
+    """The readable files at `path`, in order of name: a file, a folder searched to any depth, or a pattern.
 
     Raises:
         ValueError: nothing is there, the folder holds no file we read, or the file is of another kind.
     """
-    path = Path(path)
     known = ", ".join(SUFFIXES)
+    if is_pattern(path):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        files = [file for file in found if file.is_file() and file.name.lower().endswith(SUFFIXES)]
+        if not files:
+            raise ValueError(f"No file of the kinds {known} matches {path}: correct the pattern.")
+        return files
+    path = Path(path)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
             raise ValueError(f"Cannot read {path}: convert it to one of {known}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -67,24 +68,58 @@ def read_shards(folder: Path, empty: dict[str, Any] | None = None) -> Dataset:
     return concatenate_datasets(shards)
 
 
+def publish(parts: dict[Any, Dataset], report: Report, cache: Path, output: Path) -> None:
+    """Make the folder that `load_from_disk` reads of shards in `cache`, without copying where a hard link can be made.
+
+    Equal shards give equal folders, byte for byte. `dataset_dict.json` is written last: without it the folder holds no
+    data set yet, and the call can be repeated.
+    """
+    (output / "dataset_dict.json").unlink(missing_ok=True)
+    for part, dataset in parts.items():
+        shutil.rmtree(output / part, ignore_errors=True)
+        (output / part).mkdir(parents=True)
+        shards = sorted((cache / part).glob("shard-*.arrow"))
+        if not shards:
+            shards = [write_shard(cache / "empty" / part, 0, [], dataset.features.arrow_schema)]
+        for shard in shards:
+            try:
+                os.link(shard, output / part / shard.name)
+            except OSError:
+                shutil.copy2(shard, output / part / shard.name)
+        dataset.info.write_to_directory(str(output / part))
+        state = {
+            "_data_files": [{"filename": shard.name} for shard in shards],
+            "_fingerprint": f"{cache.name}-{part}",
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": part,
+        }
+        (output / part / "state.json").write_text(json.dumps(state, indent=2) + "\n")
+    report.save(output)
+    (output / "dataset_dict.json").write_text(json.dumps({"splits": list(parts)}) + "\n")
+
+
 def shard_counts(parts: dict[Any, Dataset]) -> dict[Any, int | None]:
     """`num_shards` for `save_to_disk`: one for a part without rows, which `datasets` could not load without any."""
     return {name: None if len(part) else 1 for name, part in parts.items()}
 
 
-def with_report(parts: dict[str, Dataset], report: Report) -> DatasetDict:
+def with_report(parts: dict[str, Dataset], report: Report, cache: Path) -> DatasetDict:
     """A `DatasetDict` whose `report` says what became of the input; `save_to_disk` writes it as data_report.json."""
     from datasets import DatasetDict
 
     class ReportedDatasetDict(DatasetDict):
-        """A `DatasetDict` that carries its report."""
+        """A `DatasetDict` that carries its report, and the folder its shards are in."""
 
         report: Report
+        cache: Path
 
         def save_to_disk(self, dataset_dict_path: Any, *args: Any, **kwargs: Any) -> None:
             super().save_to_disk(dataset_dict_path, *args, **{"num_shards": shard_counts(self), **kwargs})
             self.report.save(str(dataset_dict_path))
 
     reported = ReportedDatasetDict(parts)
-    reported.report = report
+    reported.report, reported.cache = report, cache
     return reported

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from small_doge.processor.documents import Document
 from small_doge.processor.quality.decontamination import Decontamination, evaluation_grams
@@ -53,6 +54,23 @@ class QualityOptions:
         if self.near_duplicates:
             blocks.append(NearDuplicates())
         return blocks
+
+
+def quality_options(quality: QualityOptions | Mapping[str, Any] | None) -> QualityOptions:
+    """Options from a dict, such as a recipe's.
+
+    Raises:
+        ValueError: a key is unknown.
+    """
+    if isinstance(quality, QualityOptions):
+        return quality
+    given = dict(quality or {})
+    known = [item.name for item in fields(QualityOptions)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"quality has no option {key!r}: use {', '.join(known)}.")
+    options: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
+    return QualityOptions(**options)
 
 
 def apply_blocks(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from small_doge.processor.readers import SUFFIXES, Row, list_files, read_file_rows
+from small_doge.processor.readers import SUFFIXES, Row, is_pattern, list_files, read_file_rows
 from small_doge.processor.report import Report
 from small_doge.processor.sources.catalog import SourceSpec, catalog
 from small_doge.processor.sources.software_heritage import with_files
@@ -25,8 +25,9 @@ def open_source(
 ) -> Iterator[Row]:
     """Yield the rows of a source, by name.
 
-    `builtin:NAME` is generated here; an existing path is read from disk; a name of ours (`source_names`) is read from
-    the folder of that name under $SMALL_DOGE_SOURCES if there is one, else from the Hub; so is `owner/name`.
+    `builtin:NAME` is generated here; an existing path, or a pattern such as `data/*.jsonl`, is read from disk; a name
+    of ours (`source_names`) is read from the folder of that name under $SMALL_DOGE_SOURCES if there is one, else from
+    the Hub; so is `owner/name`.
 
     Args:
         source: the name.
@@ -40,7 +41,7 @@ def open_source(
     """
     if source.startswith(BUILTIN_PREFIX):
         yield from _builtin_rows(source, builtin_options)
-    elif Path(source).exists():
+    elif Path(source).exists() or is_pattern(source):
         yield from local_rows(source, report, split=split, on_truncated=on_truncated)
     elif spec := catalog().get(source.lower()):
         local = local_copy(spec)
@@ -77,7 +78,7 @@ def local_copy(spec: SourceSpec) -> Path | None:
 def local_rows(
     path: str | Path, report: Report, *, split: str | None = None, on_truncated: str = "refuse", name: str | None = None
 ) -> Iterator[Row]:
-    """Yield the rows of a local file, of a folder of files, or of a folder that `datasets` saved.
+    """Yield the rows of a local file, of a folder or pattern of files, or of a folder that `datasets` saved.
 
     What cannot be read is counted in `report` under `name` (default: the path as given).
     """
@@ -85,7 +86,7 @@ def local_rows(
     if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
         yield from _saved_rows(folder, split or "train")
         return
-    for file in list_files(folder):
+    for file in list_files(path):
         yield from read_file_rows(file, report, name or str(path), on_truncated)
 
 
