@@ -24,5 +24,6 @@ def load(path: str, device: str = "cpu", dtype: str = "float32") -> Engine:
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    model = load_checkpoint(path, getattr(torch, dtype)).to(device)
+    model = load_checkpoint(path, getattr(torch, dtype))
+    torch.nn.Module.to(model, device)
     return Engine(model, AutoTokenizer.from_pretrained(path))

@@ -100,9 +100,9 @@ def from_llama(
             "Doge's heads do, so this model cannot become one."
         )
     window = keep_window_size or getattr(theirs, "sliding_window", None) or theirs.max_position_embeddings
-    fields = {name: getattr(theirs, name) for name in SHARED_WITH_LLAMA}
-    biases = {name: getattr(theirs, name, False) for name in ("attention_bias", "mlp_bias")}
-    grown = _new_model(DogeConfig(**fields, **biases, keep_window_size=window, qk_norm=False), llama, seed)
+    fields: dict[str, Any] = {name: getattr(theirs, name) for name in SHARED_WITH_LLAMA}
+    fields |= {name: getattr(theirs, name, False) for name in ("attention_bias", "mlp_bias")}
+    grown = _new_model(DogeConfig(**fields, keep_window_size=window, qk_norm=False), llama, seed)
     _take_over(grown, llama.state_dict(), new=("self_attn.A", "dt_proj", "input_residual", "post_attention_residual"))
     return grown
 
@@ -155,7 +155,8 @@ def read_doge(folder: str | Path) -> DogeForCausalLM:
     fields["qk_norm"] = "model.layers.0.self_attn.q_norm.weight" in weights
     model = DogeForCausalLM(DogeConfig.from_dict(fields))
     tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
-    _take_over(model.to(next(iter(weights.values())).dtype), weights, new=tied)
+    torch.nn.Module.to(model, dtype=next(iter(weights.values())).dtype)
+    _take_over(model, weights, new=tied)
     return model.eval()
 
 

@@ -144,6 +144,7 @@ class WonderfulMatricesPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _input_embed_layer = "word_embed"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -168,12 +169,6 @@ class WonderfulMatricesModel(WonderfulMatricesPreTrainedModel):
         self.final_layernorm = DogeRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.word_embed
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.word_embed = value
 
     @can_return_tuple
     def forward(

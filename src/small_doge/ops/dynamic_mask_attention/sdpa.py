@@ -41,12 +41,12 @@ def sdpa_attention(
     mask = blind = None
     if limit_BS is not None or 1 < queries < keys:
         mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
-    if limit_BS is not None:
-        positions = torch.arange(keys - queries, keys, device=query.device)
-        mask = (mask & (positions[:, None] < limit_BS[:, None, :]))[:, None]
-        # A row without a key would be NaN: let it see everything, and take its output away again.
-        blind = ~mask.any(-1, keepdim=True)
-        mask = mask | blind
+        if limit_BS is not None:
+            positions = torch.arange(keys - queries, keys, device=query.device)
+            mask = (mask & (positions[:, None] < limit_BS[:, None, :]))[:, None]
+            # A row without a key would be NaN: let it see everything, and take its output away again.
+            blind = ~mask.any(-1, keepdim=True)
+            mask = mask | blind
     out = F.scaled_dot_product_attention(
         query,
         key,
