@@ -42,6 +42,47 @@ def test_a_tokenizer_is_trained_and_inspected(tmp_path: Path) -> None:
     assert "2 for 7 bytes" in shown.stdout
 
 
+def test_tokenizers_are_measured_side_by_side_and_a_bilingual_one_shows_both(tmp_path: Path) -> None:
+    for name, text in (("en", "The dog runs home. "), ("zh", "小狗跑回家。")):
+        lines = [json.dumps({"text": f"{number} {text * 30}"}, ensure_ascii=False) for number in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    english, chinese = str(tmp_path / "en.jsonl"), str(tmp_path / "zh.jsonl")
+    options = ("--vocab-size", "300", "--test-share", "0.1")
+    plain = small_doge("tokenizer", "train", english, "--out", str(tmp_path / "plain"), *options)
+    assert plain.returncode == 0, plain.stderr
+    both = small_doge(
+        *("tokenizer", "train", f"{english}=1", "--chinese", chinese, "--out", str(tmp_path / "both"), *options),
+        *("--from", str(tmp_path / "plain" / "tokenizer.json")),
+    )
+    assert both.returncode == 0, both.stderr
+    assert "zh.jsonl" in both.stdout
+    shown = small_doge(
+        *("tokenizer", "eval", str(tmp_path / "plain"), str(tmp_path / "both"), "--on", f"chinese={chinese}"),
+        *("--test-share", "0.1"),
+    )
+    row = next(line for line in shown.stdout.splitlines() if "chinese" in line).replace("│", " ").split()
+    assert float(row[-1]) > 2 * float(row[-2])
+
+
+def test_data_is_listed_shown_prepared_and_inspected(tmp_path: Path, tokenizer_folder: Path) -> None:
+    assert "OpenThoughts-114k" in small_doge("data", "list").stdout
+    assert "hub_id: HuggingFaceTB/finemath" in small_doge("data", "show", "finemath", "--rows", "0").stdout
+    lines = [json.dumps({"text": f"document {number} " * 9}) for number in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert f"{tmp_path}/a.jsonl:1" in small_doge("data", "show", str(tmp_path / "a.jsonl")).stdout
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"stage: pt\noutput: {tmp_path}/out\ntokenizer: {tokenizer_folder}\nmax_length: 32\n"
+        f"datasets_and_ratios:\n  - {tmp_path}/a.jsonl: 1.0\n"
+    )
+    made = small_doge("data", "prepare", str(recipe), "--set", "total_sample_size=5")
+    assert made.returncode == 0, made.stderr
+    assert "train: 5 rows, 160 tokens, padding 0.00%, truncation 0.00%" in made.stdout
+    looked = small_doge("data", "inspect", str(tmp_path / "out"), "--tokenizer", str(tokenizer_folder))
+    assert "train: 5 rows, 160 tokens" in looked.stdout
+    assert "document" in looked.stdout
+
+
 def test_eval_measures_and_writes_json(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "held.txt").write_text("Some held-out text about foxes. " * 20)
     output = tmp_path / "eval.json"

@@ -1,39 +1,95 @@
-"""`small-doge data`: the built-in sources, and prepared data sets."""
+"""`small-doge data`: sources by name, recipes to data sets, and looking at prepared ones."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
+from rich.table import Table
 
 from small_doge.cli.console import console
 
-app = typer.Typer(help="The built-in data, and prepared data sets.", no_args_is_help=True)
+app = typer.Typer(help="Sources by name, and data sets prepared from them.", no_args_is_help=True)
+
+LONGEST_SHOWN = 1500
 
 
 @app.command("list")
 def data_list() -> None:
-    """List the sources that need no download."""
-    from small_doge.processor.builtin import BUILTIN_SOURCES
+    """List every source that is known by name, and where it would be read from."""
+    from small_doge.processor.prepare import list_sources
 
-    for name, source in BUILTIN_SOURCES.items():
-        console.print(f"{name}: {source.description}", highlight=False)
+    table = Table("name", "kind", "holds", "license", "read from")
+    for row in list_sources():
+        table.add_row(row["name"], row["kind"], row["description"], row["license"], row["from"])
+    console.print(table)
+
+
+@app.command("show")
+def data_show(
+    name: Annotated[str, typer.Argument(help="A name from `data list`, a file, folder or pattern, or a hub id.")],
+    rows: Annotated[int, typer.Option(help="Rows to read and show; 0 only says what is known.")] = 2,
+) -> None:
+    """Show what is known of a source (hub id, fields, license, citation) and its first rows."""
+    from small_doge.processor.prepare import show_source
+
+    shown = show_source(name, rows)
+    first = shown.pop("rows")
+    for key, value in shown.items():
+        text = ", ".join(f"{k} ({v})" for k, v in value.items()) if isinstance(value, dict) else value
+        console.print(f"{key}: {text}", markup=False, highlight=False)
+    for row in first:
+        console.print(_short(json.dumps(row, ensure_ascii=False, default=str)), markup=False, highlight=False)
+
+
+@app.command("prepare")
+def data_prepare(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file such as recipes/data/pretrain.yaml.")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE in place of the recipe's; repeat for more.")
+    ] = None,
+) -> None:
+    """Make the data set of a recipe; a run that was killed goes on where it was."""
+    from small_doge.processor.prepare import prepare, read_recipe
+
+    overrides: dict[str, Any] = {}
+    for item in change or []:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item} has no value: write --set KEY=VALUE.")
+        overrides[key] = yaml.safe_load(value)
+    report = prepare(recipe, overrides)
+    output = {**read_recipe(recipe), **overrides}["output"]
+    console.print(report.summary(), markup=False, highlight=False)
+    console.print(f"saved to {output}", markup=False, highlight=False)
 
 
 @app.command("inspect")
 def data_inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a prepared data set.")],
-    rows: Annotated[int, typer.Option(help="Rows to show.")] = 2,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer to show rows of tokens as text with.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows to show of each part.")] = 1,
 ) -> None:
-    """Show the splits, columns and first rows of a prepared data set."""
-    from datasets import load_from_disk
+    """Show the parts, columns, report and first rows of a prepared data set; answers stand between ⟦ and ⟧."""
+    from small_doge.processor.prepare import inspect_folder
+    from small_doge.processor.report import REPORT_FILE, Report
 
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}: name one that a data set was saved to.")
-    for split, data in load_from_disk(str(folder)).items():
+    shown = inspect_folder(folder, tokenizer, rows)
+    for name, part in shown["parts"].items():
+        tokens = f", {part['tokens']:,} tokens" if "tokens" in part else ""
         console.print(
-            f"[bold]{split}[/bold]: {len(data):,} rows, columns {', '.join(data.column_names)}", highlight=False
+            f"{name}: {part['rows']:,} rows{tokens}, columns {', '.join(part['columns'])}",
+            markup=False,
+            highlight=False,
         )
-        for row in data.select(range(min(rows, len(data)))):
-            console.print(str(row)[:600], markup=False, highlight=False)
+        for row in part["first_rows"]:
+            console.print(_short(json.dumps(row, ensure_ascii=False)), markup=False, highlight=False)
+    if (folder / REPORT_FILE).exists():
+        console.print(Report.load(folder).summary(), markup=False, highlight=False)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,12 +127,7 @@ def list_sources() -> list[dict[str, str]]:
 
 def show_source(name: str, rows: int = 2) -> dict[str, Any]:
     """What is known of a source, and its first rows; works for any name, path or Hub id."""
-    report = Report()
-    first = []
-    for row in open_source(name, report):
-        first.append({"origin": row.origin, **row.fields})
-        if len(first) >= rows:
-            break
+    first = [{"origin": row.origin, **row.fields} for row in islice(open_source(name, Report()), rows)]
     spec = catalog().get(name.lower())
     known = {} if spec is None else {key: value for key, value in vars(spec).items() if value is not None}
     return {**known, "rows": first}

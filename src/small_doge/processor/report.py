@@ -116,11 +116,21 @@ class Report:
         return report
 
     def summary(self) -> str:
-        """A few lines for a terminal."""
+        """A few lines for a terminal: what was left out and why, padding and truncation, how exact the mix is."""
         lines = [
             f"read {sum(self.read.values()):,} rows, kept {sum(self.kept.values()):,}, "
             f"left out {self.dropped_total():,}"
         ]
         for source, reasons in self.dropped.items():
             lines += [f"  {source}: {count:,} {reason}" for reason, count in reasons.most_common()]
+        for part in ("train", "test"):
+            figures = self.figures.get(part, {})
+            if figures.get("rows") and "tokens_out" in figures:
+                lines.append(
+                    f"{part}: {figures['rows']:,} rows, {figures['tokens_out']:,} tokens, "
+                    f"padding {figures['padding_rate']:.2%}, truncation {figures['truncation_rate']:.2%}"
+                )
+        error = self.figures.get("mix", {}).get("largest_relative_error")
+        if error is not None:
+            lines.append(f"largest relative error of a share: {error:.4%}")
         return "\n".join([*lines, *self.notes])

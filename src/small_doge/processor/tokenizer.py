@@ -123,17 +123,19 @@ def wrap_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(processing_class: PreTrainedTokenizerBase | str | Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer itself, or the one in a folder or of that name on the Hub.
+    """The tokenizer itself, or the one in a folder, in a `tokenizer.json` file or of that name on the Hub.
 
     Raises:
         ValueError: none was given, or none can be loaded from there.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if processing_class is None:
         raise ValueError("processing_class is missing: give a tokenizer, or the folder or name of one.")
     if not isinstance(processing_class, (str, Path)):
         return processing_class
+    if str(processing_class).endswith(".json") and Path(processing_class).is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(processing_class))
     try:
         return AutoTokenizer.from_pretrained(str(processing_class))
     except (OSError, ValueError) as error:
