@@ -42,6 +42,12 @@ class RecipeArguments:
     decay_steps: float = option(0.1, "Decay phase of lr_scheduler_type warmup_stable_decay: steps, or a share below 1.")
     decay_type: str = option("linear", "Shape of that decay: linear, cosine or 1-sqrt.")
     min_lr_ratio: float = option(0.0, "Lowest learning rate as a share of the peak, under warmup_stable_decay.")
+    continue_from: str | None = option(
+        None, "Checkpoint of another run's stable phase to go on from, with its optimizer and learning rate."
+    )
+    decay: bool = option(
+        False, "With continue_from: only the decay phase, from the checkpoint's rate to the minimum, over max_steps."
+    )
     resume: bool = option(
         True, "Go on from the last complete checkpoint in output_dir; false refuses a folder that holds one."
     )
@@ -52,11 +58,19 @@ class RecipeArguments:
 class PretrainingArguments(RecipeArguments, TrainingArguments):
     """Pretraining (`small-doge train pt`)."""
 
+    tokens: float | None = option(
+        None,
+        "Token budget, as 70e6, 70M or 4B: sets batch, steps, learning rates and steps between saves in the recipe's "
+        "place; what the command line gives beside it wins.",
+    )
     max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
     zero_init_outputs: bool = option(
         False, "Start the projections into the residual stream at zero: a new model begins as its embedding alone."
     )
     compile_layers: bool = option(
         False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
+    )
+    loss_spike: float = option(
+        2.0, "Stop when a step's loss is this many nats above the median of the last 64 steps; 0 never stops."
     )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")

@@ -121,26 +121,6 @@ class ProgressReport(TrainerCallback):
             self._progress = None
 
 
-class StopOnNonFinite(TrainerCallback):
-    """Stops a run whose loss is no number any more, saying where, instead of training on nothing."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        for name in ("loss", "grad_norm"):
-            value = (logs or {}).get(name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(
-                    f"{name} became {value} by step {state.global_step}: lower the learning rate or raise the warm-up, "
-                    f"and start again; checkpoints in {args.output_dir} from before are whole."
-                )
-
-
 def is_terminal() -> bool:
     """Whether a person watches: standard input and output are both a terminal."""
     return sys.stdin.isatty() and sys.stdout.isatty()

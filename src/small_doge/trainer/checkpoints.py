@@ -33,13 +33,7 @@ def disk_errors(what: str, folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors reports the system's error inside a type of its own.
-        full = (
-            getattr(error, "errno", None) == errno.ENOSPC
-            or "No space left" in str(error)
-            or "os error 28" in str(error)
-        )
-        if not full:
+        if not _disk_is_full(error, folder):
             raise
         kept = last_checkpoint(folder)
         safe = f"the last complete checkpoint is {kept}" if kept else "no earlier checkpoint exists there"
@@ -48,9 +42,20 @@ def disk_errors(what: str, folder: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
+def _disk_is_full(error: Exception, folder: str | os.PathLike[str]) -> bool:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return True
+    # safetensors reports the system's error inside a type of its own, and torch.save only that its archive broke off.
+    if "No space left" in str(error) or "os error 28" in str(error):
+        return True
+    return "inline_container" in str(error) and shutil.disk_usage(folder).free < 2**20
+
+
 class AtomicCheckpoints:
     """Mixin for transformers' Trainer: a kill or a full disk while saving leaves the earlier checkpoints as they
     were.
+
+    The newest `save_total_limit` are kept, and never fewer than two, so that the one before the last stays.
     """
 
     _staging: str | None = None
@@ -65,6 +70,8 @@ class AtomicCheckpoints:
         name = f"checkpoint-{state.global_step}"
         if args.should_save:
             shutil.rmtree(staging, ignore_errors=True)
+        # No process may write into the folder before it is cleared.
+        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         try:
             with disk_errors(name, folder):
                 self._staging = str(staging)
@@ -78,10 +85,13 @@ class AtomicCheckpoints:
         self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
         if args.should_save:
             shutil.rmtree(folder / name, ignore_errors=True)
+            (staging / name / "training_args.bin").unlink(missing_ok=True)  # A pickle, and recipe.yaml says the same.
             _sync(staging / name)
             os.replace(staging / name, folder / name)
+            _sync_folder(folder)
             shutil.rmtree(staging, ignore_errors=True)
-            rotate_checkpoints(output_dir=str(folder), save_total_limit=args.save_total_limit, use_mtime=True)
+            limit = max(2, args.save_total_limit) if args.save_total_limit else None
+            rotate_checkpoints(output_dir=str(folder), save_total_limit=limit)
 
 
 def save_finished(trainer: Any, tokenizer: Any) -> None:
@@ -104,12 +114,25 @@ def save_finished(trainer: Any, tokenizer: Any) -> None:
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(path, target)
+    _sync_folder(folder)
     shutil.rmtree(staging, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
-    """Flush a folder's files to the disk, so that the rename never outruns the data."""
-    for path in folder.rglob("*"):
+    """Flush a folder's files and names to the disk, so that the rename never outruns the data."""
+    for path in [folder, *folder.rglob("*")]:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+        else:
+            _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # Windows opens no folders.
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from small_doge.trainer.budget import options_for_tokens
+
 logger = logging.getLogger(__name__)
 
 Arguments = TypeVar("Arguments")
@@ -41,6 +43,10 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     for name, text in overrides.items():
         values[name] = yaml.safe_load(text) if text != "" else ""
         origin[name] = "the command line"
+    if values.get("tokens") is not None and hasattr(kind, "tokens"):
+        for name, value in options_for_tokens(values).items():
+            if name == "tokens" or origin.get(name) != "the command line":
+                values[name], origin[name] = value, "tokens"
 
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]

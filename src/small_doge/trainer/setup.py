@@ -1,4 +1,4 @@
-"""What every stage does before it trains: tokenizer, model, data, optimizer, schedule, and where to go on from."""
+"""What every stage does before it trains: tokenizer, model and data, each checked for what training needs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
 )
 
-from small_doge.models.doge.accounting_doge import training_flops_per_token
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
 from small_doge.models.loading import load_checkpoint
-from small_doge.trainer.callbacks import ProgressReport, StopOnNonFinite
-from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint
-from small_doge.trainer.optimizers import Muon, muon_groups
-from small_doge.utils.scheduler import WSDScheduler
+from small_doge.trainer.continuation import note_released_checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -66,6 +59,7 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
             "set either model_name_or_path (to go on from a checkpoint) or model_config (for a new model)."
         )
     if args.model_name_or_path is not None:
+        note_released_checkpoint(args.model_name_or_path)
         model = load_checkpoint(args.model_name_or_path, dtype)
     else:
         torch.manual_seed(args.seed)
@@ -185,70 +179,3 @@ def compile_layers(model: PreTrainedModel) -> None:
 def without_router_loss(args: Any) -> None:
     """Turn TRL's router loss off: it is Mixtral's, which cannot read the product keys of Doge's router."""
     args.router_aux_loss_coef = 0.0
-
-
-def resume_point(args: Any) -> str | None:
-    """The checkpoint to go on from, or None for a fresh start.
-
-    Raises:
-        ValueError: `resume: false` with checkpoints in output_dir, which a fresh start would mix with its own.
-    """
-    last = last_checkpoint(args.output_dir)
-    if last is not None and not args.resume:
-        raise ValueError(
-            f"{args.output_dir} holds {last}: name another output_dir, move it away, or drop `resume: false`."
-        )
-    if last is not None:
-        logger.warning("going on from %s", last)
-    return last
-
-
-class StageTrainer(AtomicCheckpoints):
-    """Mixin for transformers' and TRL's trainers: our optimizer, our schedule, whole checkpoints, our progress
-    report.
-    """
-
-    args: Any
-    model: Any
-    optimizer: Optimizer | None
-    lr_scheduler: Any
-
-    def create_optimizer(self, model: Any = None) -> Optimizer:
-        args = self.args
-        if args.optimizer == "adamw":
-            return super().create_optimizer(model)  # type: ignore[misc]
-        if args.optimizer != "muon":
-            raise ValueError(f"optimizer is {args.optimizer!r}: choose adamw or muon.")
-        if self.optimizer is None:
-            groups = muon_groups(model or self.model, args.muon_learning_rate, args.learning_rate, args.weight_decay)
-            betas = (args.adam_beta1, args.adam_beta2)
-            self.optimizer = Muon(groups, momentum=args.muon_momentum, betas=betas, eps=args.adam_epsilon)
-        return self.optimizer
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        args = self.args
-        if args.lr_scheduler_type != "warmup_stable_decay":
-            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-        if self.lr_scheduler is None:
-            warmup = args.get_warmup_steps(num_training_steps)
-            decay = args.decay_steps if args.decay_steps >= 1 else args.decay_steps * num_training_steps
-            decay = min(round(decay), num_training_steps - warmup)
-            self.lr_scheduler = WSDScheduler(
-                optimizer or self.optimizer,  # type: ignore[arg-type]
-                warmup_steps=warmup,
-                stable_steps=num_training_steps - warmup - decay,
-                decay_steps=decay,
-                min_lr_ratio=args.min_lr_ratio,
-                decay_type=args.decay_type,
-            )
-        return self.lr_scheduler
-
-
-def attach_callbacks(trainer: Any, stage: str, length: int) -> None:
-    """Put our progress report in the place of transformers', and stop on a loss that is no number."""
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    config = trainer.model.config
-    flops = training_flops_per_token(config, length) if isinstance(config, DogeConfig) else None
-    trainer.add_callback(ProgressReport(stage, flops))
-    trainer.add_callback(StopOnNonFinite())

@@ -11,20 +11,17 @@ from collections.abc import Sequence
 from trl import DPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
-from small_doge.trainer.checkpoints import save_finished
 from small_doge.trainer.finetuning_arguments import PreferenceArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
-    StageTrainer,
-    attach_callbacks,
     check_chat_template,
     evaluation_rows,
     load_data,
     load_model,
     load_tokenizer,
-    resume_point,
     without_router_loss,
 )
+from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
 
 
 class PreferenceTrainer(StageTrainer, DPOTrainer):
@@ -52,8 +49,7 @@ def main(argv: Sequence[str]) -> None:
         processing_class=tokenizer,
     )
     attach_callbacks(trainer, args.stage or "dpo", args.max_length or 1024)
-    trainer.train(resume_from_checkpoint=resume)
-    save_finished(trainer, tokenizer)
+    run_to_end(trainer, tokenizer, resume)
 
 
 if __name__ == "__main__":

@@ -17,19 +17,16 @@ from trl import GRPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import get_reward, text_of
-from small_doge.trainer.checkpoints import save_finished
 from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
-    StageTrainer,
-    attach_callbacks,
     check_chat_template,
     load_data,
     load_model,
     load_tokenizer,
-    resume_point,
     without_router_loss,
 )
+from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +102,7 @@ def main(argv: Sequence[str]) -> None:
     )
     attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
     trainer.add_callback(WarnWithoutSignal())
-    trainer.train(resume_from_checkpoint=resume)
-    save_finished(trainer, tokenizer)
+    run_to_end(trainer, tokenizer, resume)
 
 
 if __name__ == "__main__":

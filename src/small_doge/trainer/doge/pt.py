@@ -14,20 +14,18 @@ from transformers import Trainer
 
 from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
 from small_doge.trainer.arguments import PretrainingArguments
-from small_doge.trainer.checkpoints import save_finished
+from small_doge.trainer.continuation import prepare
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
-    StageTrainer,
-    attach_callbacks,
     check_token_ids,
     compile_layers,
     evaluation_rows,
     load_data,
     load_model,
     load_tokenizer,
-    resume_point,
     zero_init_outputs,
 )
+from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
 
 
 class PackedRows:
@@ -61,6 +59,7 @@ def main(argv: Sequence[str]) -> None:
     args = load_recipe(PretrainingArguments, argv)
     args.remove_unused_columns = False
     args.include_num_input_tokens_seen = "all"
+    point = prepare(args)
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer)
     if args.zero_init_outputs and args.model_name_or_path is None:
@@ -80,9 +79,10 @@ def main(argv: Sequence[str]) -> None:
         eval_dataset=evaluation_rows(args, data),
         processing_class=tokenizer,
     )
-    attach_callbacks(trainer, args.stage or "pretrain", len(data["train"][0]["input_ids"]))
-    trainer.train(resume_from_checkpoint=resume)
-    save_finished(trainer, tokenizer)
+    trainer.continued = point
+    length = len(data["train"][0]["input_ids"])
+    attach_callbacks(trainer, args.stage or "pretrain", length)
+    run_to_end(trainer, tokenizer, resume, length)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""How a stage trains: our optimizer, schedule and checkpoints in a library's trainer, and one way to run and end it."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+
+from small_doge.models.doge.accounting_doge import training_flops_per_token
+from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.trainer.callbacks import ProgressReport
+from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint, save_finished
+from small_doge.trainer.continuation import StablePoint, take_over
+from small_doge.trainer.guards import StepWatch
+from small_doge.trainer.interruption import StopOnSignal
+from small_doge.trainer.memory import out_of_memory_advice
+from small_doge.trainer.optimizers import Muon, muon_groups
+from small_doge.utils.scheduler import WSDScheduler
+
+logger = logging.getLogger(__name__)
+
+
+class StageTrainer(AtomicCheckpoints):
+    """Mixin for transformers' and TRL's trainers: our optimizer, our schedule, whole checkpoints, watched steps."""
+
+    args: Any
+    model: Any
+    optimizer: Optimizer | None
+    lr_scheduler: Any
+    watch: StepWatch | None = None
+    continued: StablePoint | None = None
+
+    def create_optimizer(self, model: Any = None) -> Optimizer:
+        if self.optimizer is None:
+            self.optimizer = self._new_optimizer(model or self.model)
+            if self.continued is not None:
+                take_over(self.optimizer, self.continued)
+        return self.optimizer
+
+    def _new_optimizer(self, model: Any) -> Optimizer:
+        args = self.args
+        if args.optimizer == "adamw":
+            return super().create_optimizer(model)  # type: ignore[misc]
+        if args.optimizer != "muon":
+            raise ValueError(f"optimizer is {args.optimizer!r}: choose adamw or muon.")
+        if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            raise ValueError(
+                "optimizer: muon needs whole matrices, which DeepSpeed's ZeRO flattens: "
+                "use the ddp or fsdp config of recipes/accelerate_configs, or optimizer: adamw."
+            )
+        groups = muon_groups(model, args.muon_learning_rate, args.learning_rate, args.weight_decay)
+        betas = (args.adam_beta1, args.adam_beta2)
+        return Muon(groups, momentum=args.muon_momentum, betas=betas, eps=args.adam_epsilon)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        args = self.args
+        if args.lr_scheduler_type != "warmup_stable_decay":
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+        if self.lr_scheduler is None:
+            warmup = args.get_warmup_steps(num_training_steps)
+            decay = args.decay_steps if args.decay_steps >= 1 else args.decay_steps * num_training_steps
+            decay = num_training_steps if args.decay else round(decay)
+            decay = min(decay, num_training_steps - warmup)
+            self.lr_scheduler = WSDScheduler(
+                optimizer or self.optimizer,  # type: ignore[arg-type]
+                warmup_steps=warmup,
+                stable_steps=num_training_steps - warmup - decay,
+                decay_steps=decay,
+                min_lr_ratio=args.min_lr_ratio,
+                decay_type=args.decay_type,
+            )
+        return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        if self.watch is not None:
+            self.watch.add_loss(loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+        if self.watch is not None:
+            self.watch.end_step(norm)
+        return norm
+
+
+def attach_callbacks(trainer: Any, stage: str, length: int) -> None:
+    """Put our progress report in the place of transformers', and watch the run for failures and signals."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    config = trainer.model.config
+    flops = training_flops_per_token(config, length) if isinstance(config, DogeConfig) else None
+    # transformers replaces a loss that is no number by the mean of those before it; we want to see it.
+    trainer.args.logging_nan_inf_filter = False
+    trainer.watch = StepWatch(trainer, getattr(trainer.args, "loss_spike", 0.0))
+    trainer.add_callback(trainer.watch)
+    trainer.add_callback(ProgressReport(stage, flops))
+    trainer.add_callback(StopOnSignal(trainer))
+
+
+def resume_point(args: Any) -> str | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Raises:
+        ValueError: `resume: false` with checkpoints in output_dir, which a fresh start would mix with its own.
+    """
+    last = last_checkpoint(args.output_dir)
+    if last is not None and not args.resume:
+        raise ValueError(
+            f"{args.output_dir} holds {last}: name another output_dir, move it away, or drop `resume: false`."
+        )
+    if last is not None:
+        logger.warning("going on from %s", last)
+    return last
+
+
+def run_to_end(trainer: Any, tokenizer: PreTrainedTokenizerBase, resume: str | None, length: int | None = None) -> None:
+    """Train, and save the finished model to output_dir; or end with what to do when it could not be finished.
+
+    Args:
+        trainer: A `StageTrainer` with its callbacks attached.
+        tokenizer: Saved beside the model.
+        resume: Checkpoint to go on from.
+        length: Tokens in a row of token ids: after an out-of-memory error micro-batches of such rows are tried.
+
+    Raises:
+        ValueError: out of memory (the message names a micro-batch that fits), or a loss that is no number or spikes.
+        SystemExit: stopped by SIGTERM, after a checkpoint; code 143 as a shell gives it.
+    """
+    full = False
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except torch.OutOfMemoryError:
+        if os.environ.get("SMALL_DOGE_TRACEBACK"):
+            raise
+        full = True
+    if full:
+        # Only here has the failed step's graph been let go with its traceback.
+        gc.collect()
+        raise ValueError(out_of_memory_advice(trainer, length))
+    stop = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
+    if stop.stopped:
+        if trainer.is_world_process_zero():
+            logger.warning(
+                "stopped by SIGTERM after step %d; the same command goes on from %s.",
+                trainer.state.global_step,
+                last_checkpoint(trainer.args.output_dir),
+            )
+        raise SystemExit(143)
+    save_finished(trainer, tokenizer)
