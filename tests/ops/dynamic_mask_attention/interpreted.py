@@ -6,31 +6,19 @@ A process of its own (`test_triton.py` starts it), because the interpreter must 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import warnings
 
-os.environ["TRITON_INTERPRET"] = "1"
+# isort: off
+import triton_interpreter  # first: it chooses the interpreter
+# isort: on
 
 import torch
-import triton.runtime.interpreter as interpreter
 
 from small_doge.ops.dynamic_mask_attention import dynamic_mask_attention, triton_attention
 from small_doge.ops.dynamic_mask_attention.retention import rank_in_row, retention_horizon, running_threshold
 from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
 
 from .attention_cases import draw_inputs, draw_limits, draw_scores, relative_errors, with_gradients
-
-
-def mend_the_interpreter() -> None:
-    """Triton 3.6 calls int() on arrays of one element, which NumPy 2.4 refuses."""
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patched
 
 
 def attention(kernel, heads, groups, queries, keys, window, limits, head_size, dtype, scores) -> dict[str, float]:
@@ -63,10 +51,7 @@ def threshold(keys, window, scores) -> dict[str, float]:
 
 
 def main() -> None:
-    mend_the_interpreter()
-    warnings.filterwarnings("ignore", category=RuntimeWarning)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    triton_interpreter.prepare()
     for name in triton_attention.TILES:
         triton_attention.TILES[name] = triton_attention.Tiles(rows=32, keys=32, warps=4, stages=1)
     for case in json.loads(sys.argv[1]):

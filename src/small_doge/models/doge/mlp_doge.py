@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.models.doge.joint_linear import joint_linear
 from small_doge.ops.expert_retrieval import balance_loss, expert_dots, expert_sum, search_experts
 
 
@@ -25,7 +26,8 @@ class DogeMLP(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output, and the router's scores, of which a dense MLP has none."""
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)), None
+        gate, up = joint_linear(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.act_fn(gate) * up), None
 
 
 class DogeCDMoE(DogeMLP):

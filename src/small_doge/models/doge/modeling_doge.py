@@ -26,9 +26,11 @@ from transformers.utils import can_return_tuple
 
 from small_doge.models.doge.cache_doge import DogeCache
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.models.doge.joint_linear import joint_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
+from small_doge.ops.linear_cross_entropy import linear_cross_entropy
 
 # `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
 BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
@@ -43,7 +45,8 @@ class DogeRMSNorm(nn.Module):
         self.variance_epsilon = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.variance_epsilon)
+        # Autocast may give fp32 back: what comes after expects the dtype that came in.
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.variance_epsilon).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
@@ -125,9 +128,9 @@ class DogeAttention(nn.Module):
         heads = (batch, length, -1, self.head_dim)
         cos, sin = position_embeddings
 
-        query = rotate(self.q_norm(self.q_proj(hidden_states).view(heads)).transpose(1, 2), cos, sin)
-        key = rotate(self.k_norm(self.k_proj(hidden_states).view(heads)).transpose(1, 2), cos, sin)
-        value_BTd = self.v_proj(hidden_states)
+        query_BTd, key_BTd, value_BTd = joint_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        query = rotate(self.q_norm(query_BTd.view(heads)).transpose(1, 2), cos, sin)
+        key = rotate(self.k_norm(key_BTd.view(heads)).transpose(1, 2), cos, sin)
         value = value_BTd.view(heads).transpose(1, 2)
         score = self.score(value_BTd)
         if score.shape[1] > key.shape[1]:
@@ -273,6 +276,10 @@ class DogeModel(DogePreTrainedModel):
             )
 
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        device = hidden_states.device.type
+        if torch.is_autocast_enabled(device):
+            # The residual stream in the dtype of the products: half the bytes of everything between them.
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
         batch, length, _ = hidden_states.shape
         valid = new_tokens_mask(attention_mask, length)
         limit = None
@@ -359,6 +366,7 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
         """Next-token logits, and the loss where `labels` are given; the other arguments are `DogeModel.forward`'s.
@@ -368,6 +376,8 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             output_router_logits: For a mixture, also compute the balance loss, and add it to the loss with the weight
                 `config.router_aux_loss_coef`.
             logits_to_keep: Number of last positions to compute logits for, or their indices; 0 for all.
+            loss_only: With labels, compute the loss without the logits, which are then None
+                (`small_doge.ops.linear_cross_entropy`): less time, and no memory for them.
         """
         if output_router_logits is None:
             output_router_logits = self.config.output_router_logits
@@ -386,11 +396,14 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state
         assert hidden_states is not None
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_states[:, kept, :])
-        loss = balance = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        logits = loss = balance = None
+        if loss_only:
+            loss = self._fused_loss(hidden_states, labels, kwargs.get("num_items_in_batch"))
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept, :])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         if outputs.router_logits is not None:
             new_mask = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
             balance = router_loss(outputs.router_logits, self.config.num_experts_per_tok, new_mask)
@@ -409,9 +422,27 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             router_logits=outputs.router_logits,
         )
 
+    def _fused_loss(self, hidden_BTd: Tensor, labels: Tensor | None, items: Tensor | int | None) -> Tensor:
+        """transformers' causal loss: the sum over the predicted tokens by `items`, or by their number."""
+        if labels is None:
+            raise ValueError("loss_only needs labels.")
+        # The last position predicts nothing; shifting the labels and not the states keeps these whole.
+        shifted = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+        total = linear_cross_entropy(hidden_BTd.flatten(0, 1), self.lm_head.weight, shifted)
+        return total / ((shifted != -100).sum() if items is None else items)
+
 
 class DogeForSequenceClassification(GenericForSequenceClassification, DogePreTrainedModel):
     """Doge with a classification head on the last token."""
+
+    def __init__(self, config: DogeConfig) -> None:
+        # Not by AutoModel: a checkpoint that brings this code would get transformers' own Doge from it.
+        DogePreTrainedModel.__init__(self, config)
+        assert config.num_labels is not None
+        self.num_labels = config.num_labels
+        self.model = DogeModel(config)
+        self.score = nn.Linear(config.hidden_size, self.num_labels, bias=False)
+        self.post_init()
 
 
 __all__ = ["DogeForCausalLM", "DogeForSequenceClassification", "DogeModel", "DogePreTrainedModel"]

@@ -1,0 +1,210 @@
+"""One training step of each size on one GPU: forward, backward and AdamW in bf16 autocast, fp32 weights, T = 2048.
+
+    python benchmarks/train_step.py [--sizes 20M 60M] [--batches 32 16] [--baseline FILE] [--profile] [--out DIR]
+
+1. check: the fused head against the definition in fp64; a failure ends the run.
+2. time: our compiled step, and with --baseline the variants of that script (transformers' Doge, and a compiled
+   prototype, both in pure bf16), interleaved by round, medians of the rounds.
+3. --profile: where the time of one step goes, kernel by kernel.
+
+Rows go to DIR/train_step_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
+"""
+
+import argparse
+import datetime
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from small_doge import DogeConfig, DogeForCausalLM  # noqa: E402
+from small_doge.models.doge.accounting_doge import training_flops_per_token  # noqa: E402
+from small_doge.ops.linear_cross_entropy import linear_cross_entropy  # noqa: E402
+from small_doge.trainer.setup import compile_layers  # noqa: E402
+
+LENGTH = 2048
+PEAK = 989e12
+"""Dense bf16 FLOP/s of an H100 SXM by its data sheet; MFU is printed for that card only."""
+
+
+def check_head() -> dict[str, float]:
+    """Relative errors of the loss and both gradients."""
+    torch.manual_seed(0)
+    hidden = torch.randn(3000, 256, device="cuda").requires_grad_()
+    weight = (torch.randn(32768, 256, device="cuda") * 0.2).requires_grad_()
+    labels = torch.randint(0, 32768, (3000,), device="cuda")
+    labels[::7] = -100
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, labels, backend="triton")
+    found = (loss, *torch.autograd.grad(loss, (hidden, weight)))
+    exact = [x.detach().bfloat16().double().requires_grad_() for x in (hidden, weight)]
+    loss = linear_cross_entropy(*exact, labels, backend="naive")
+    expected = (loss, *torch.autograd.grad(loss, exact))
+    return {
+        name: float((f - e).norm() / e.norm())
+        for name, f, e in zip(("loss", "hidden", "weight"), found, expected, strict=True)
+    }
+
+
+def our_step(size: str, batch: int) -> Callable[[], None]:
+    torch.manual_seed(0)
+    model = DogeForCausalLM(DogeConfig.from_size(size)).cuda().train()
+    compile_layers(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ids = torch.randint(0, 32768, (batch, LENGTH), device="cuda")
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False, loss_only=True).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def baseline_steps(path: str, size: str, batch: int) -> dict[str, Callable[[], Callable[[], None]]]:
+    """The variants of the baseline script that are worth a comparison, as makers of steps."""
+    spec = spec_from_file_location("gpu_train", path)
+    assert spec is not None and spec.loader is not None
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    from torch.nn.attention import SDPBackend
+
+    folded = script.augmented_attn(SDPBackend.FLASH_ATTENTION)
+    return {
+        "transformers sdpa": lambda: script.hf(size, "sdpa")(min(batch, 16), LENGTH),
+        "prototype, folded flash": lambda: script.fast(size, folded)(batch, LENGTH),
+    }
+
+
+def seconds(step: Callable[[], None], steps: int) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+
+def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
+    makers: dict[str, tuple[Callable[[], Callable[[], None]], int]] = {"ours": (lambda: our_step(size, batch), batch)}
+    if args.baseline:
+        for name, maker in baseline_steps(args.baseline, size, batch).items():
+            makers[name] = (maker, min(batch, 16) if name.startswith("transformers") else batch)
+    steps, rows = {}, []
+    for name, (maker, _) in makers.items():
+        torch._dynamo.reset()
+        torch.cuda.reset_peak_memory_stats()
+        before, start = torch.cuda.memory_allocated(), time.perf_counter()
+        try:
+            step = maker()
+            step()
+            torch.cuda.synchronize()
+            first = time.perf_counter() - start
+            seconds(step, 3)
+        except Exception:
+            print(f"FAILED {size} {name}: {traceback.format_exc()[-1500:]}", flush=True)
+            continue
+        steps[name] = step
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**30
+        rows += [row(size, name, batch, "first step s", [first]), row(size, name, batch, "peak GiB", [peak])]
+    found: dict[str, list[float]] = {}
+    for _ in range(args.rounds):
+        for name, step in steps.items():
+            tokens = makers[name][1] * LENGTH
+            found.setdefault(name, []).append(tokens / seconds(step, args.steps))
+    flops = training_flops_per_token(DogeConfig.from_size(size), LENGTH)
+    for name, rates in found.items():
+        rows.append(row(size, name, makers[name][1], "tokens/s", rates))
+        if "H100" in torch.cuda.get_device_name():
+            rows.append(row(size, name, makers[name][1], "MFU", [rate * flops / PEAK for rate in rates]))
+    if args.profile and "ours" in steps:
+        show_profile(size, steps["ours"])
+    return rows
+
+
+def show_profile(size: str, step: Callable[[], None]) -> None:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], acc_events=True) as trace:
+        for _ in range(3):
+            step()
+        torch.cuda.synchronize()
+    events = [e for e in trace.key_averages() if str(e.device_type).endswith("CUDA")]
+    total = sum(e.self_device_time_total for e in events) / 3
+    print(f"\nprofile {size}: {total:.0f} microseconds a step on the device")
+    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:34]:
+        print(f"  {event.self_device_time_total / 3:9.1f}  x{event.count / 3:g}  {event.key[:110]}", flush=True)
+
+
+COMMIT = ""
+
+
+def row(size: str, variant: str, batch: int, metric: str, values: list[float]) -> dict:
+    return {
+        "name": "train_step",
+        "variant": variant,
+        "size": f"{size} B{batch} T{LENGTH}",
+        "device": torch.cuda.get_device_name(),
+        "metric": metric,
+        "value": round(statistics.median(values), 4),
+        "n": len(values),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+        "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
+        "commit": COMMIT,
+    }
+
+
+def main() -> None:
+    global COMMIT
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["20M", "60M", "160M", "320M"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[32, 32, 16, 16], help="rows a step, one a size")
+    parser.add_argument("--baseline", help="shared/bench/gpu_train.py, to time beside ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="steps in a round")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs a CUDA GPU")
+    torch.set_float32_matmul_precision("high")
+    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    COMMIT = described.stdout.strip() or "unknown"
+    print(f"{torch.cuda.get_device_name()} torch {torch.__version__} commit {COMMIT}", flush=True)
+    errors = check_head()
+    print("fused head, relative errors:", {name: f"{error:.1e}" for name, error in errors.items()}, flush=True)
+    if not all(error < 1e-2 for error in errors.values()):
+        raise SystemExit("the fused head differs from its definition: nothing is timed")
+    rows = []
+    for size, batch in zip(args.sizes, args.batches, strict=True):
+        found = time_size(size, batch, args)
+        for r in found:
+            print(
+                f"{r['size']:18s} {r['variant']:26s} {r['metric']:12s} {r['value']:>14,} ({r['min']:,}..{r['max']:,})"
+            )
+        rows += found
+        gc.collect()
+        torch.cuda.empty_cache()
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.cuda.get_device_name().replace(" ", "-")
+    path = args.out / f"train_step_{device}_{datetime.date.today()}.json"
+    path.write_text(json.dumps(rows, indent=1))
+    print(json.dumps({"rows": len(rows), "file": path.name}))
+
+
+if __name__ == "__main__":
+    main()
