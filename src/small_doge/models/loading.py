@@ -6,30 +6,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import small_doge  # noqa: F401  registers the family with the Auto classes
+
+WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model from a folder or the hub, refusing one whose weights are not all there.
 
     Raises:
-        ValueError: weights missing or of another shape than the configuration says, or a folder without a model.
+        ValueError: weights missing, cut short or of another shape than the configuration says, or a folder without a
+            model.
     """
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{path} holds no model (no config.json): name the folder of a finished checkpoint.")
+    if folder.is_dir() and not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        raise ValueError(f"{path} holds no weights (no model.safetensors): copy the checkpoint again, whole.")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except RuntimeError as error:
+        # Misshapen weights are let through here, because the report names them and the error would not.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except SafetensorError as error:
         raise ValueError(
-            f"the weights of {path} do not fit its config.json: {' '.join(str(error).split())[:300]}"
+            f"the weights of {path} cannot be read ({error}): copy the checkpoint again, whole."
         ) from error
     model, report = loaded
-    wrong = sorted(report["missing_keys"]) + sorted(str(k) for k in report["mismatched_keys"])
-    if wrong:
+    if report["missing_keys"]:
         raise ValueError(
-            f"{path} lacks weights that its config.json promises ({', '.join(wrong[:3])}...): "
+            f"{path} lacks weights that its config.json promises ({shortened(report['missing_keys'])}): "
             "copy the checkpoint again, whole."
         )
+    if report["mismatched_keys"]:
+        names = {f"{name} {list(found)}, not {list(wanted)}" for name, found, wanted in report["mismatched_keys"]}
+        raise ValueError(
+            f"{path} holds weights that do not fit its config.json ({shortened(names)}): "
+            "put back the config.json that they were saved with."
+        )
     return model
+
+
+def shortened(names: set[str]) -> str:
+    """The first three names, and how many more there are."""
+    first, rest = sorted(names)[:3], len(names) - 3
+    return ", ".join(first) + (f" and {rest} more" if rest > 0 else "")
