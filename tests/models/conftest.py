@@ -51,12 +51,12 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., DogeConfig]:
     return small_config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., DogeForCausalLM]:
     """make_model(kind, seed=, dtype=, attn=, **config fields): a small randomized model in evaluation mode."""
 
@@ -71,6 +71,6 @@ def make_model() -> Callable[..., DogeForCausalLM]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def randomized() -> Callable[..., torch.nn.Module]:
     return randomize

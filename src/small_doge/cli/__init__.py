@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from small_doge.cli import chat, data, evaluate, models, quickstart, tokenizer, train
+from small_doge.cli import chat, data, evaluate, models, quickstart, scaling, tokenizer, train
 
 app = typer.Typer(
     help="Train, understand and use your own small language model.",
@@ -23,6 +23,9 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command("eval")(evaluate.evaluate)
 app.command()(chat.chat)
 app.command()(models.info)
+app.command()(models.upcycle)
+app.command()(models.convert)
+app.command()(scaling.scaling)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""`small-doge info`: sizes and checkpoints in figures."""
+"""`small-doge info`, `upcycle` and `convert`: models in figures, and one made out of another."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -31,3 +32,37 @@ def info(
         "Time: the seeds' token budget at the device's bf16 peak, a floor that no run reaches.",
         highlight=False,
     )
+
+
+def upcycle(
+    dense: Annotated[str, typer.Argument(help="Folder or hub id of a dense Doge.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the mixture to.")],
+    num_experts: Annotated[int, typer.Option(help="Number of experts, a perfect square.")] = 1024,
+    num_experts_per_tok: Annotated[int, typer.Option(help="Experts that a token is sent to.")] = 16,
+    balance: Annotated[float, typer.Option(help="Weight of the balance loss in training; 0 for none.")] = 0.001,
+    seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
+) -> None:
+    """Grow a mixture of experts out of a dense Doge; its logits are the same until it is trained."""
+    from small_doge.models.doge.folders import upcycle_folder
+
+    model = upcycle_folder(dense, out, num_experts, num_experts_per_tok, balance, seed)
+    console.print(f"{out}: {_sizes(model.config)}", highlight=False)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of a Doge of any layout, a Llama or a Mistral.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to.")],
+    to: Annotated[str, typer.Option(help="doge, transformers, older, remote-code or llama.")] = "doge",
+) -> None:
+    """Write a checkpoint in another layout, with the same logits; where that is impossible, say why."""
+    from small_doge.models.doge.folders import TARGETS, convert_folder
+
+    model = convert_folder(source, out, to)
+    console.print(f"{out}: {TARGETS[to]}; {_sizes(model.config)}", highlight=False)
+
+
+def _sizes(config: Any) -> str:
+    from small_doge.models.doge.accounting_doge import count_parameters
+
+    count = count_parameters(config)
+    return f"{count.total:,} parameters, {count.active:,} of them for each token"

@@ -279,49 +279,58 @@ def test_what_keeps_transformers_from_running_a_model_is_said(kind, fields, reas
 
 
 RUN = """
-import sys, torch
+import sys
+import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
-folder = sys.argv[1]
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-ids = torch.load(folder + "/ids.pt")
-with torch.no_grad():
-    torch.save(model(ids, use_cache=False).logits, folder + "/logits.pt")
-    torch.save(model.generate(ids, max_new_tokens=20, do_sample=False), folder + "/generated.pt")
-AutoModel.from_pretrained(folder, trust_remote_code=True)
-AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+
+class Refuse:
+    def find_spec(name, *_):
+        if name.split(".")[0] == "small_doge":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse)
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ids = torch.load(folder + "/ids.pt")
+    with torch.no_grad():
+        torch.save(model(ids, use_cache=False).logits, folder + "/logits.pt")
+        torch.save(model.generate(ids, max_new_tokens=20, do_sample=False), folder + "/generated.pt")
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    for part in (model, base, classifier, classifier.model):
+        assert type(part).__module__.startswith("transformers_modules"), type(part).__module__
 assert not any(name.split(".")[0] == "small_doge" for name in sys.modules), "the package was imported"
-assert type(model).__module__.startswith("transformers_modules"), type(model).__module__
 """
+EXPORTED = ("dense", "mixture", "scores_per_query_head")
 
 
-@pytest.mark.parametrize("kind", ["dense", "mixture", "scores_per_query_head"])
-def test_an_exported_model_runs_where_only_transformers_and_torch_are(kind, make_model, tmp_path):
-    model = make_model(kind)
-    folder = tmp_path / "exported"
-    files = export_remote_code(model, folder)
-    assert "small_doge" not in "".join(
-        line for file in files for line in file.read_text().splitlines() if "import " in line
-    )
-    torch.save(text(), folder / "ids.pt")
-    # A site directory where only the installed packages are, and not this one.
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    code = "import sys; sys.meta_path.insert(0, type('No', (), {'find_spec': staticmethod(refuse)}))"
-    blocked = (
-        "def refuse(name, *_):\n    if name.split('.')[0] == 'small_doge': raise ImportError(name)\n"
-        + code
-        + "\n"
-        + RUN
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", blocked, str(folder)], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def exported(make_model, tmp_path_factory):
+    """A folder for each kind, with what one process without the package computed from all of them."""
+    root = tmp_path_factory.mktemp("exported")
+    for kind in EXPORTED:
+        export_remote_code(make_model(kind), root / kind)
+        torch.save(text(), root / kind / "ids.pt")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", RUN, *(str(root / kind) for kind in EXPORTED)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    torch.testing.assert_close(torch.load(folder / "logits.pt"), logits(model))
+    return root
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_an_exported_model_runs_where_only_transformers_and_torch_are(kind, exported, make_model):
+    model = make_model(kind)
+    torch.testing.assert_close(torch.load(exported / kind / "logits.pt"), logits(model))
     expected = model.generate(text(), max_new_tokens=20, do_sample=False)
-    assert torch.equal(torch.load(folder / "generated.pt"), expected)
+    assert torch.equal(torch.load(exported / kind / "generated.pt"), expected)
+
+
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_exported_code_names_nothing_of_the_package(kind, exported):
+    for file in (exported / kind).glob("*.py"):
+        assert "small_doge" not in "".join(line for line in file.read_text().splitlines() if "import " in line)
 
 
 def test_an_exported_model_still_loads_with_the_package(make_model, tmp_path):

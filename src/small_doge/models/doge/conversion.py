@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.modeling_doge import DogeAttention, DogeForCausalLM
@@ -89,10 +89,10 @@ def from_llama(
     Raises:
         ValueError: a model of another shape.
     """
-    llama = _loaded(source)
-    theirs: Any = llama.config
+    theirs: Any = source.config if isinstance(source, PreTrainedModel) else AutoConfig.from_pretrained(source)
     if theirs.model_type not in ("llama", "mistral"):
         raise ValueError(f"model_type is {theirs.model_type!r}: a Doge grows out of a llama or a mistral.")
+    llama = _loaded(source)
     head_size = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
     if head_size * theirs.num_attention_heads != theirs.hidden_size:
         raise ValueError(
@@ -157,6 +157,8 @@ def read_doge(folder: str | Path) -> DogeForCausalLM:
     tied = ("lm_head.weight",) if model.config.tie_word_embeddings else ()
     torch.nn.Module.to(model, dtype=next(iter(weights.values())).dtype)
     _take_over(model, weights, new=tied)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 
@@ -185,6 +187,31 @@ def share_scores(model: DogeForCausalLM) -> DogeForCausalLM:
     return shared
 
 
+def split_scores(model: DogeForCausalLM) -> DogeForCausalLM:
+    """The same function in upstream's older layout: one score for each query head, the group's own score repeated.
+
+    Raises:
+        ValueError: queries and keys have norms, for which that layout has no place.
+    """
+    config = model.config
+    if config.qk_norm:
+        raise ValueError(
+            "its queries and keys are normed, and the older layout has no place for norms: "
+            "no weights of that layout compute the same, so keep today's (--to doge)."
+        )
+    if config.score_per_query_head:
+        return model
+    assert config.num_key_value_heads is not None
+    repeats = config.num_attention_heads // config.num_key_value_heads
+    split = _new_model(DogeConfig.from_dict(config.to_dict() | {"score_per_query_head": True}), model, seed=0)
+    weights = {
+        name: tensor.repeat_interleave(repeats, 0) if re.search(r"\.self_attn\.(A$|dt_proj\.)", name) else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    _take_over(split, weights, new=())
+    return split
+
+
 def obstacle_for_transformers(config: DogeConfig) -> str | None:
     """Why plain transformers cannot run a model of this configuration as we do, in one line; None if it can."""
     if config.score_per_query_head:
@@ -197,6 +224,24 @@ def obstacle_for_transformers(config: DogeConfig) -> str | None:
     if config.is_moe and not config.legacy_routing:
         return "it routes each token by itself, and transformers' Doge mixes tokens: export it with its code."
     return None
+
+
+def obstacle_for_llama(model: DogeForCausalLM) -> str:
+    """Why a Doge does not become a Llama, in one line: a Llama has no place for what a Doge has learnt."""
+    config, obstacles = model.config, []
+    if config.qk_norm:
+        obstacles.append("norms on queries and keys")
+    if any(layer.self_attn.A.any() for layer in model.model.layers):
+        obstacles.append("a score for each key")
+    if any(
+        r.ne(1).any() for layer in model.model.layers for r in (layer.input_residual, layer.post_attention_residual)
+    ):
+        obstacles.append("weighted residuals")
+    if config.is_moe:
+        obstacles.append("a mixture of experts")
+    if not obstacles:
+        return "it still computes what the Llama that it grew out of does: use that one."
+    return f"a Llama has no place for its {', '.join(obstacles)}: no weights of a Llama compute the same."
 
 
 def _with_shared_scores(name: str, tensor: Tensor, heads: int, groups: int, target: int) -> Tensor:
@@ -261,8 +306,10 @@ def _take_over(model: DogeForCausalLM, weights: dict[str, Tensor], new: Iterable
 __all__ = [
     "export_remote_code",
     "from_llama",
+    "obstacle_for_llama",
     "obstacle_for_transformers",
     "read_doge",
     "share_scores",
+    "split_scores",
     "upcycle",
 ]
