@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP API and the chat page; needs the extra `serve`."""
