@@ -96,3 +96,36 @@ def test_matrices_go_to_muon_and_everything_else_to_adamw() -> None:
 def test_a_vector_is_refused_in_a_muon_group() -> None:
     with pytest.raises(ValueError, match="not a matrix"):
         Muon([{"params": parameters((3,)), "use_muon": True}])
+
+
+def _sharded_steps(rank: int, store: str, shapes: tuple[tuple[int, ...], ...], expected: list[torch.Tensor]) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    params = [torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in parameters(*shapes)]
+    whole = parameters(*shapes)
+    optimizer = Muon([{"params": params[:3], "use_muon": True, "lr": 0.02}, {"params": params[3:], "lr": 1e-2}])
+    for step in range(3):
+        gradients(step, whole)
+        for p, w in zip(params, whole, strict=True):
+            p.grad = distribute_tensor(w.grad, mesh, [Shard(0)])
+        optimizer.step()
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.full_tensor(), e)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_parameters_step_as_whole_ones(tmp_path) -> None:
+    # As FSDP2 shards them: along the rows, unevenly where they are odd.
+    shapes = ((16, 16), (16, 16), (7, 32), (5,), (6, 3))
+    whole = parameters(*shapes)
+    optimizer = Muon([{"params": whole[:3], "use_muon": True, "lr": 0.02}, {"params": whole[3:], "lr": 1e-2}])
+    for step in range(3):
+        gradients(step, whole)
+        optimizer.step()
+    arguments = (str(tmp_path / "store"), shapes, [p.detach() for p in whole])
+    torch.multiprocessing.spawn(_sharded_steps, arguments, nprocs=2)

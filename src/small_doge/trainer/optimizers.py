@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 # Quintic that lifts every singular value towards 1; coefficients of Keller Jordan's Muon
@@ -35,12 +36,36 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
+def local_part(t: Tensor) -> Tensor:
+    """The part of a tensor that FSDP2 keeps on this device; the tensor itself where nothing is sharded."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def stack_whole(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
+    """Stack matrices of one shape, [N, rows, columns], gathering them first where `like` is sharded."""
+    if not isinstance(like[0], DTensor):
+        return torch.stack(list(parts))
+    sharded = [
+        DTensor.from_local(part, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+        for part, p in zip(parts, like, strict=True)
+        if isinstance(p, DTensor)
+    ]
+    return torch.stack(sharded).full_tensor()  # type: ignore[attr-defined]
+
+
+def own_part(whole: Tensor, like: Tensor) -> Tensor:
+    """What of a whole matrix, known to every device, belongs to this device's part of `like`."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
 class Muon(Optimizer):
     """Muon on groups with `use_muon`, AdamW on the others; matrices of one shape are updated together.
 
     A matrix's step is its orthogonalized Nesterov momentum times sqrt(max(1, rows / columns)), so that one learning
-    rate
-    serves every shape. Both parts decay weights the decoupled way.
+    rate serves every shape. Both parts decay weights the decoupled way. Under FSDP2 each matrix is gathered for its
+    orthogonalization, which every device then does; the moments stay sharded.
 
     Args:
         groups: Parameter groups from `muon_groups`, or alike: `params`, `lr`, `use_muon`, `weight_decay`.
@@ -80,19 +105,22 @@ class Muon(Optimizer):
         for p in params:
             by_shape[p.shape].append(p)
         for (rows, columns), same in by_shape.items():
-            gradients: list[Tensor] = [p.grad for p in same if p.grad is not None]
+            gradients = [local_part(p.grad) for p in same if p.grad is not None]
             momenta = [self._state(p, "momentum_buffer") for p in same]
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            update = orthogonalize(torch.stack(nesterov))
-            torch._foreach_mul_(same, 1.0 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(same, list(update.unbind()), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            update = orthogonalize(stack_whole(nesterov, same))
+            steps = [own_part(u, p) for u, p in zip(update.unbind(), same, strict=True)]
+            parts = [local_part(p) for p in same]
+            torch._foreach_mul_(parts, 1.0 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(parts, steps, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _adamw_step(self, group: dict[str, Any], params: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]
-        gradients: list[Tensor] = [p.grad for p in params if p.grad is not None]
+        gradients = [local_part(p.grad) for p in params if p.grad is not None]
         first = [self._state(p, "exp_avg") for p in params]
         second = [self._state(p, "exp_avg_sq") for p in params]
+        params = [local_part(p) for p in params]
         group["steps"] = group.get("steps", 0) + 1
         torch._foreach_lerp_(first, gradients, 1.0 - beta1)
         torch._foreach_mul_(second, beta2)
@@ -107,7 +135,7 @@ class Muon(Optimizer):
         state = self.state[p]
         if name not in state:
             state[name] = torch.zeros_like(p)
-        return state[name]
+        return local_part(state[name])
 
 
 def muon_groups(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay: float) -> list[dict[str, Any]]:
