@@ -51,6 +51,11 @@ class RecipeArguments:
     resume: bool = option(
         True, "Go on from the last complete checkpoint in output_dir; false refuses a folder that holds one."
     )
+    staged_unfreezing: list[float] | None = option(
+        None,
+        "For a grown model: shares of the run at which scores and norms, router and experts, residuals and everything "
+        "begin to learn, such as [0.0, 0.1, 0.2, 0.3].",
+    )
     stage: str = option("", "Name shown beside the progress bar.")
 
 
@@ -72,5 +77,8 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     )
     loss_spike: float = option(
         2.0, "Stop when a step's loss is this many nats above the median of the last 64 steps; 0 never stops."
+    )
+    ddp_find_unused_parameters: bool | None = option(
+        False, "Look for parameters without a gradient in every step: slower, and only staged unfreezing has any."
     )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")

@@ -24,18 +24,29 @@ def tokens_seen(state: TrainerState, logs: dict[str, Any] | None = None) -> int:
 
 
 class ProgressReport(TrainerCallback):
-    """A progress bar (a line now and then where there is no terminal) with loss, tokens/s, MFU and time left; and
-    `log.jsonl`.
+    """A progress bar (a line now and then where there is no terminal) and `log.jsonl`: loss, gradient norm, learning
+    rate, held-out bits per byte, tokens/s, MFU and time left.
+
+    It stands before the callbacks of TensorBoard, trackio and wandb, and adds its figures to what they log.
 
     Args:
         stage: Name of the stage.
         flops_per_token: Training FLOPs of a token, for the MFU; not shown if None.
+        bytes_per_token: Bytes of text that a held-out token stands for, to give its loss in bits per byte.
         console: Where to print; standard error if not given.
     """
 
-    def __init__(self, stage: str, flops_per_token: float | None = None, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        stage: str,
+        flops_per_token: float | None = None,
+        bytes_per_token: float | None = None,
+        console: Console | None = None,
+    ) -> None:
         self.stage = stage
         self.flops_per_token = flops_per_token
+        self.bytes_per_token = bytes_per_token
+        self.held_out: float | None = None
         self.console = console or Console(stderr=True)
         self.meter = ThroughputMeter()
         self._progress: Progress | None = None
@@ -84,14 +95,19 @@ class ProgressReport(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        if "loss" in numbers:
+        if "loss" in logs:
             self.meter.update(tokens_seen(state, logs), state.global_step)
-            rate = self.meter.tokens_per_second
-            numbers["tokens_per_second"] = rate or 0.0
-            if rate and self.flops_per_token:
-                numbers["mfu"] = mfu(self.flops_per_token, rate, device_name(args.device), args.world_size) or math.nan
-            self._show(numbers, state)
+            logs["tokens_per_second"] = self.meter.tokens_per_second or 0.0
+            if self.flops_per_token:
+                share = mfu(self.flops_per_token, logs["tokens_per_second"], device_name(args.device), args.world_size)
+                if share is not None:
+                    logs["mfu"] = share
+            self._show(logs, state)
+        if "eval_loss" in logs and self.bytes_per_token:
+            self.held_out = logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+            # The pause is no training time.
+            self.meter.start(tokens_seen(state, logs), state.global_step)
+        numbers = {k: v for k, v in logs.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
         path = Path(str(args.output_dir)) / LOG_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {k: (None if isinstance(v, float) and not math.isfinite(v) else v) for k, v in numbers.items()}
@@ -102,10 +118,15 @@ class ProgressReport(TrainerCallback):
         notes = [f"loss {numbers['loss']:.3f}"]
         if "reward" in numbers:
             notes.append(f"reward {numbers['reward']:.3f}")
-        if numbers["tokens_per_second"]:
-            notes.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
-        if "mfu" in numbers:
-            notes.append(f"MFU {numbers['mfu']:.1%}" if math.isfinite(numbers["mfu"]) else "MFU n/a")
+        if self.held_out is not None:
+            notes.append(f"held-out {self.held_out:.3f} bits/byte")
+        if isinstance(numbers.get("grad_norm"), float):
+            notes.append(f"grad norm {numbers['grad_norm']:.2f}")
+        if "learning_rate" in numbers:
+            notes.append(f"LR {numbers['learning_rate']:.2e}")
+        notes.append(f"{numbers['tokens_per_second']:,.0f} tokens/s")
+        if self.flops_per_token:
+            notes.append(f"MFU {numbers['mfu']:.1%}" if "mfu" in numbers else "MFU n/a")
         notes.append(f"{clock_time(self.meter.seconds_left(state.max_steps))} left")
         note = ", ".join(notes)
         if self._progress is not None:

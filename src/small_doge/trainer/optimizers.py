@@ -45,12 +45,14 @@ def stack_whole(parts: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """Stack matrices of one shape, [N, rows, columns], gathering them first where `like` is sharded."""
     if not isinstance(like[0], DTensor):
         return torch.stack(list(parts))
-    sharded = [
+    sharded: list[Tensor] = [
         DTensor.from_local(part, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
         for part, p in zip(parts, like, strict=True)
         if isinstance(p, DTensor)
     ]
-    return torch.stack(sharded).full_tensor()  # type: ignore[attr-defined]
+    stacked = torch.stack(sharded)
+    assert isinstance(stacked, DTensor)
+    return stacked.full_tensor()
 
 
 def own_part(whole: Tensor, like: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class Muon(Optimizer):
             momenta = [self._state(p, "momentum_buffer") for p in same]
             torch._foreach_lerp_(momenta, gradients, 1.0 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            update = orthogonalize(stack_whole(nesterov, same))
+            update = orthogonalize(stack_whole(list(nesterov), same))
             steps = [own_part(u, p) for u, p in zip(update.unbind(), same, strict=True)]
             parts = [local_part(p) for p in same]
             torch._foreach_mul_(parts, 1.0 - group["lr"] * group["weight_decay"])

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.models.doge.modeling_doge import DogeForCausalLM
 from small_doge.models.loading import load_checkpoint
+from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
 from small_doge.trainer.continuation import note_released_checkpoint
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
         model = load_checkpoint(args.model_name_or_path, dtype)
     else:
         torch.manual_seed(args.seed)
-        model = DogeForCausalLM(new_config(args.model_config, tokenizer))
+        model = AutoModelForCausalLM.from_config(new_config(args.model_config, tokenizer), dtype=torch.float32)
         nn.Module.to(model, dtype)
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
@@ -73,21 +75,35 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     return model
 
 
-def new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> DogeConfig:
+ARCHITECTURES: dict[str, Any] = {"doge": DogeConfig, "wonderful_matrices": WonderfulMatricesConfig}
+
+
+def new_config(fields: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
     """A new model's configuration from a recipe's `model_config`; vocabulary and special tokens come from the
     tokenizer.
+
+    Raises:
+        ValueError: an unknown architecture (`model_type`), size or field.
     """
     fields = dict(fields)
+    kind = fields.pop("model_type", "doge")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"model_config: there is no model_type {kind!r}: choose one of {', '.join(ARCHITECTURES)}.")
+    config = ARCHITECTURES[kind]
     fields.setdefault("vocab_size", len(tokenizer))
     for token in ("bos", "eos", "pad"):
         fields.setdefault(f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
     size = fields.pop("size", None)
-    unknown = sorted(name for name in fields if not hasattr(DogeConfig, name))
+    # transformers reads rope_theta, a key of older files, into rope_parameters.
+    unknown = sorted(name for name in fields if not hasattr(config, name) and name != "rope_theta")
     if unknown:
+        name = config.__name__
         raise ValueError(
-            f"model_config: DogeConfig has no field {unknown[0]!r}: see `python -c 'help(\"small_doge.DogeConfig\")'`."
+            f"model_config: {name} has no field {unknown[0]!r}: see `python -c 'help(\"small_doge.{name}\")'`."
         )
-    return DogeConfig.from_size(size, **fields) if size else DogeConfig(**{"tie_word_embeddings": True, **fields})
+    if kind == "doge" and not size:
+        fields.setdefault("tie_word_embeddings", True)
+    return config.from_size(size, **fields) if size else config(**fields)
 
 
 def load_data(
@@ -127,6 +143,20 @@ def load_data(
 def evaluation_rows(args: Any, data: DatasetDict) -> Dataset | None:
     """The test split, where the recipe evaluates at all: TRL prepares every row that it is given."""
     return data.get("test") if args.eval_strategy != "no" else None
+
+
+def bytes_per_token(rows: Dataset | None, tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """Bytes of UTF-8 text that a token of packed rows stands for on average, special tokens counted as tokens only.
+
+    None without rows. With it a mean loss in nats a token becomes bits per byte: loss / ln 2 / bytes per token.
+    """
+    if not rows:
+        return None
+    tokens = text = 0
+    for row in rows:
+        tokens += len(row["input_ids"])
+        text += len(str(tokenizer.decode(row["input_ids"], skip_special_tokens=True)).encode())
+    return text / tokens
 
 
 def check_token_ids(data: Dataset, vocab_size: int, what: str) -> None:

@@ -17,10 +17,13 @@ from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.trainer.callbacks import ProgressReport
 from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint, save_finished
 from small_doge.trainer.continuation import StablePoint, take_over
+from small_doge.trainer.expert_load import ExpertLoadLog
 from small_doge.trainer.guards import StepWatch
 from small_doge.trainer.interruption import StopOnSignal
 from small_doge.trainer.memory import out_of_memory_advice
 from small_doge.trainer.optimizers import Muon, muon_groups
+from small_doge.trainer.run_record import RunRecord
+from small_doge.trainer.unfreezing import StagedUnfreezing
 from small_doge.utils.scheduler import WSDScheduler
 
 logger = logging.getLogger(__name__)
@@ -90,18 +93,30 @@ class StageTrainer(AtomicCheckpoints):
         return norm
 
 
-def attach_callbacks(trainer: Any, stage: str, length: int) -> None:
-    """Put our progress report in the place of transformers', and watch the run for failures and signals."""
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
+def attach_callbacks(trainer: Any, stage: str, length: int, bytes_per_token: float | None = None) -> None:
+    """Put our progress report in the place of transformers', and watch the run for failures and signals.
+
+    Args:
+        trainer: A `StageTrainer`.
+        stage: Name shown beside the progress bar.
+        length: Tokens in a row, for the FLOPs of a token.
+        bytes_per_token: Of the held-out rows, to show their loss in bits per byte.
+    """
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
     config = trainer.model.config
     flops = training_flops_per_token(config, length) if isinstance(config, DogeConfig) else None
     # transformers replaces a loss that is no number by the mean of those before it; we want to see it.
     trainer.args.logging_nan_inf_filter = False
     trainer.watch = StepWatch(trainer, getattr(trainer.args, "loss_spike", 0.0))
-    trainer.add_callback(trainer.watch)
-    trainer.add_callback(ProgressReport(stage, flops))
-    trainer.add_callback(StopOnSignal(trainer))
+    for callback in (trainer.watch, StopOnSignal(trainer), RunRecord()):
+        trainer.add_callback(callback)
+    # First of all, so that TensorBoard and its like log what it adds.
+    trainer.callback_handler.callbacks.insert(0, ProgressReport(stage, flops, bytes_per_token))
+    if getattr(config, "is_moe", False) and config.output_router_logits:
+        trainer.callback_handler.callbacks.insert(0, ExpertLoadLog())
+    if trainer.args.staged_unfreezing:
+        trainer.add_callback(StagedUnfreezing(tuple(trainer.args.staged_unfreezing)))
 
 
 def resume_point(args: Any) -> str | None:

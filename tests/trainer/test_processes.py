@@ -1,0 +1,74 @@
+"""Several processes train what one does: the same losses for the same batch, through `accelerate launch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes/accelerate_configs"
+
+
+def launch(config: str, argv: list[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """Two processes, or as many as `options` say, through accelerate's own command line, exchanging by gloo."""
+    script = str(ROOT / "src/small_doge/trainer/doge/pt.py")
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *options, script, *argv]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, env=environment)
+
+
+def compare(recipe, stage, **changes) -> None:
+    assert stage.run(recipe("one", max_steps=4, **changes)) == 0
+    result = launch("ddp.yaml", recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
+    assert result.returncode == 0, result.stderr[-3000:]
+    (start,) = json.loads((recipe.folder / "two" / "run.json").read_text())["starts"]
+    assert start["processes"] == 2
+    for figure in ("loss", "grad_norm"):
+        assert recipe.log("two", figure) == pytest.approx(recipe.log("one", figure), rel=1e-5)
+
+
+def test_two_processes_train_as_one_with_two_micro_batches(recipe, stage) -> None:
+    compare(recipe, stage)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_by_muon(recipe, stage) -> None:
+    compare(recipe, stage, optimizer="muon")
+
+
+@pytest.mark.slow
+def test_two_processes_resume_alike(recipe) -> None:
+    changes = {"gradient_accumulation_steps": 1, "max_steps": 9, "lr_scheduler_type": "constant"}
+    assert launch("ddp.yaml", recipe("whole", **changes)).returncode == 0
+    # A run of six steps is one of nine that was stopped after its second checkpoint.
+    assert launch("ddp.yaml", recipe("parted", **changes | {"max_steps": 6})).returncode == 0
+    saved = recipe.folder / "parted" / "checkpoint-6"
+    assert {path.name for path in saved.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert launch("ddp.yaml", recipe("parted", **changes)).returncode == 0
+    assert recipe.log("parted") == recipe.log("whole")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_one_that_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kind = {"ddp": "MULTI_GPU", "fsdp": "FSDP", "single_gpu": "NO"}.get(path.stem, "DEEPSPEED")
+    assert str(config.distributed_type.value) == kind
+    # The recipe alone says the precision.
+    assert config.mixed_precision == "no"
+    plugin = yaml.safe_load(path.read_text())
+    assert plugin.get("fsdp_config", {}).get("fsdp_version", 2) == 2
+    if kind == "DEEPSPEED":
+        assert plugin["deepspeed_config"]["zero_stage"] == int(path.stem[-1])
+
+
+def test_the_seeds_configs_are_all_there() -> None:
+    names = {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert names >= {"single_gpu", "ddp", "fsdp", "deepspeed_zero2", "deepspeed_zero3"}
