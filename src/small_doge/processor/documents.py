@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,25 +21,40 @@ class Document:
     origin: str
     group: str | None = None
 
+    @property
+    def characters(self) -> int:
+        """How long the text is."""
+        return len(self.text)
+
+    @property
+    def position(self) -> int:
+        """Where the document falls among 2**64 places: a hash of its group, or else of its text."""
+        return key_position(self.text if self.group is None else self.group)
+
 
 def text_id(text: str) -> str:
     """A 16-digit hash of a text, the same on every machine."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
-def is_test(document: Document, share: float) -> bool:
+def is_test(document: Any, share: float) -> bool:
     """Whether a document belongs to the test part: a fixed function of its group (or else its text) and of `share`.
 
     The hash is uniform, so about `share` of all groups are chosen; which ones never changes as data is added, and a
     larger share only adds to a smaller one.
     """
-    return key_is_test(document.text if document.group is None else document.group, share)
+    return document.position < share * 2**64
 
 
 def key_is_test(key: str, share: float) -> bool:
     """Whether what carries this key (a text or a group name) belongs to the test part."""
+    return key_position(key) < share * 2**64
+
+
+def key_position(key: str) -> int:
+    """A 64-bit hash of a key, uniform and the same on every machine."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, person=b"doge-test").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
+    return int.from_bytes(digest, "big")
 
 
 def iter_documents(
@@ -59,7 +74,18 @@ def iter_documents(
         ValueError: the source cannot be found or read, with the mend.
     """
     report = Report() if report is None else report
-    for row in open_source(source, report, **options):
+    return documents_of(open_source(source, report, **options), source, text_field, report, formatting_func)
+
+
+def documents_of(
+    rows: Iterable[Row],
+    source: str,
+    text_field: str,
+    report: Report,
+    formatting_func: Callable[[dict[str, Any]], Any] | None = None,
+) -> Iterator[Document]:
+    """Yield the documents of rows that were read from `source`; the others are counted in `report`."""
+    for row in rows:
         report.read[source] += 1
         document = _document(row, text_field, formatting_func, report, source)
         if document is not None:

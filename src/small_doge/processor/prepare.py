@@ -42,21 +42,8 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     Raises:
         ValueError: the recipe cannot be read or a key is unknown, with the nearest name, or a variable is not set.
     """
-    settings = _expanded({**read_recipe(recipe), **(overrides or {})})
-    stage, output = settings.pop("stage", None), settings.pop("output", None)
-    if stage not in STAGES:
-        raise ValueError(f"The recipe's stage is {stage!r}: give one of {', '.join(STAGES)}.")
-    if not output:
-        raise ValueError("The recipe names no output: add `output: FOLDER`.")
-    tokenizer = settings.pop("tokenizer", None)
-    allowed = [name for name in python_inspect.signature(STAGES[stage]).parameters if name not in NOT_IN_RECIPES]
-    for key in settings:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, [*allowed, *OWN_KEYS], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join([*OWN_KEYS, *allowed])}."
-            raise ValueError(f"The recipe has the unknown key {key!r}: {hint}")
-    if "datasets_and_ratios" not in settings:
-        raise ValueError("The recipe names no sources: add `datasets_and_ratios`, a list of NAME: RATIO.")
+    settings = checked_settings(recipe, overrides)
+    stage, output, tokenizer = settings.pop("stage"), settings.pop("output"), settings.pop("tokenizer", None)
     partial = Path(output) / ".partial"
     mixed = STAGES[stage](processing_class=tokenizer, cache_dir=partial, **settings)
     report: Report = mixed.report
@@ -64,6 +51,30 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     del mixed
     shutil.rmtree(partial)
     return report
+
+
+def checked_settings(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A recipe with its overrides and environment variables put in.
+
+    Raises:
+        ValueError: it cannot be read, or a key is unknown or missing.
+    """
+    settings = _expanded({**read_recipe(recipe), **(overrides or {})})
+    stage = settings.get("stage")
+    if stage not in STAGES:
+        raise ValueError(f"The recipe's stage is {stage!r}: give one of {', '.join(STAGES)}.")
+    if not settings.get("output"):
+        raise ValueError("The recipe names no output: add `output: FOLDER`.")
+    allowed = [name for name in python_inspect.signature(STAGES[stage]).parameters if name not in NOT_IN_RECIPES]
+    known = [*OWN_KEYS, *allowed]
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise ValueError(f"The recipe has the unknown key {key!r}: {hint}")
+    if "datasets_and_ratios" not in settings:
+        raise ValueError("The recipe names no sources: add `datasets_and_ratios`, a list of NAME: RATIO.")
+    return settings
 
 
 def _expanded(value: Any) -> Any:

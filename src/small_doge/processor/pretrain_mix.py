@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from small_doge.processor.documents import Document, iter_documents
+from small_doge.processor.documents import iter_documents
+from small_doge.processor.encoded_documents import EncodedDocument
 from small_doge.processor.mixing import MixState, Sample, describe, mix
 from small_doge.processor.ordered_map import map_in_order
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
@@ -46,6 +47,8 @@ class PretrainMix:
         test_rows: the most rows the test part may have.
         repeat: a source that runs out starts again.
         quality: blocks that leave documents out, each source with its own.
+        read: gives a source's documents as tokens (`EncodedDocument`), where another machine has encoded them; the
+            arguments above that say how to read are then its own.
         window_rows, shard_rows: rows packed together, and rows a file.
     """
 
@@ -68,6 +71,7 @@ class PretrainMix:
     shard_rows: int = 32_768
     quality: QualityOptions = QualityOptions()
     source_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    read: Callable[[str, Report], Iterator[EncodedDocument]] | None = None
     progress: Callable[[int], None] | None = None
 
     def run(self, folder: Path) -> Report:
@@ -159,28 +163,35 @@ class _Run:
         """Chunks of a source, each with the number of its training documents to leave unencoded."""
         plan, name = self.plan, self.plan.names[index]
         report = Report()
-        documents: Iterator[Document] = iter_documents(
+        documents = self._documents(name, report) if plan.read is None else plan.read(name, report)
+        if plan.shuffle:
+            seed = [plan.seed, zlib.crc32(name.encode()), epoch]
+            documents = shuffle_blocks(documents, seed, lambda document: document.characters)
+        seen = self.seen[index]
+        for chunk in chunk_documents(documents, report, plan.test_share):
+            yield chunk, max(0, min(skip - seen, len(chunk.train)))
+            seen += len(chunk.train)
+
+    def _documents(self, name: str, report: Report) -> Iterator[Any]:
+        plan = self.plan
+        documents = iter_documents(
             name,
             plan.text_field,
             report=report,
             formatting_func=plan.formatting_func,
             **plan.source_options.get(name, {}),
         )
-        documents = apply_blocks(documents, self.plan.quality.blocks(), report, name)
-        if plan.shuffle:
-            seed = [plan.seed, zlib.crc32(name.encode()), epoch]
-            documents = shuffle_blocks(documents, seed, lambda document: len(document.text))
-        seen = self.seen[index]
-        for chunk in chunk_documents(documents, report, plan.test_share):
-            yield chunk, max(0, min(skip - seen, len(chunk.train)))
-            seen += len(chunk.train)
+        return apply_blocks(documents, plan.quality.blocks(), report, name)
 
     def _encode(self, job: tuple[Chunk, int]) -> tuple[Report, list[Tokens], list[Tokens]]:
         chunk, skip = job
         empty = np.zeros(0, dtype=np.int32)
-        train = self.plan.encoder([document.text for document in chunk.train[skip:]])
-        test = self.plan.encoder([document.text for document in chunk.test])
-        return chunk.report, [empty] * skip + train, test
+        return chunk.report, [empty] * skip + self._tokens(chunk.train[skip:]), self._tokens(chunk.test)
+
+    def _tokens(self, documents: list[Any]) -> list[Tokens]:
+        if self.plan.read is not None:
+            return [document.tokens for document in documents]
+        return self.plan.encoder([document.text for document in documents])
 
     def _keep_test(self, index: int, arrays: list[Tokens], epoch: int) -> None:
         name = self.plan.names[index]

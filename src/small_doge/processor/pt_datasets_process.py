@@ -19,7 +19,7 @@ from small_doge.processor.token_stream import DocumentEncoder
 from small_doge.processor.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
     from transformers import PreTrainedTokenizerBase
 
     from small_doge.processor.finetune_mix import FinetuneMix
@@ -78,37 +78,52 @@ def mix_datasets_by_ratio(
     Raises:
         ValueError: a source, a ratio or an argument cannot be used, with the mend.
     """
-    names, ratios = parse_ratios(datasets_and_ratios)
-    check_arguments(max_length, ratio_by, test_share, dataset_num_proc)
-    tokenizer = load_tokenizer(processing_class)
+    plan, name = pretrain_plan(locals())
+    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / REPORT_FILE).exists():
+        plan.run(folder).save(folder)
+    return with_report(read_parts(folder), Report.load(folder), folder)
+
+
+def read_parts(folder: Path) -> dict[str, Dataset]:
+    """The `train` and `test` rows that a plan wrote into `folder`."""
+    return {part: read_shards(folder / part, FEATURES) for part in ("train", "test")}
+
+
+mix_datasets_by_radio = mix_datasets_by_ratio
+
+
+def pretrain_plan(arguments: Mapping[str, Any]) -> tuple[PretrainMix, str]:
+    """The plan that the arguments of `mix_datasets_by_ratio` describe, all of them given, and its name.
+
+    Raises:
+        ValueError: a ratio or an argument cannot be used, with the mend.
+    """
+    names, ratios = parse_ratios(arguments["datasets_and_ratios"])
+    size, workers = arguments["total_sample_size"], arguments["dataset_num_proc"]
+    check_arguments(arguments["max_length"], arguments["ratio_by"], arguments["test_share"], workers)
+    tokenizer = load_tokenizer(arguments["processing_class"])
     plan = PretrainMix(
         names=names,
         ratios=ratios,
         encoder=DocumentEncoder(Encoder(tokenizer)),
-        max_length=max_length,
-        total_rows=None if total_sample_size in (None, -1) else total_sample_size,
-        ratio_by=ratio_by,
-        packing=packing,
-        text_field=dataset_text_field,
-        formatting_func=formatting_func,
-        test_share=test_share,
-        test_rows=test_sample_size,
-        repeat=repeat,
-        shuffle=shuffle,
-        seed=seed,
-        quality=quality_options(quality),
-        workers=dataset_num_proc,
-        source_options=dict(source_options or {}),
+        max_length=arguments["max_length"],
+        total_rows=None if size in (None, -1) else size,
+        ratio_by=arguments["ratio_by"],
+        packing=arguments["packing"],
+        text_field=arguments["dataset_text_field"],
+        formatting_func=arguments["formatting_func"],
+        test_share=arguments["test_share"],
+        test_rows=arguments["test_sample_size"],
+        repeat=arguments["repeat"],
+        shuffle=arguments["shuffle"],
+        seed=arguments["seed"],
+        quality=quality_options(arguments["quality"]),
+        workers=workers,
+        source_options=dict(arguments["source_options"] or {}),
     )
-    folder = Path(cache_dir or DEFAULT_CACHE).expanduser() / f"pt-{plan_name(plan, tokenizer)}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / REPORT_FILE).exists():
-        plan.run(folder).save(folder)
-    report = Report.load(folder)
-    return with_report({part: read_shards(folder / part, FEATURES) for part in ("train", "test")}, report, folder)
-
-
-mix_datasets_by_radio = mix_datasets_by_ratio
+    return plan, f"pt-{plan_name(plan, tokenizer)}"
 
 
 def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: int) -> None:
@@ -129,6 +144,6 @@ def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: 
 
 def plan_name(plan: PretrainMix | FinetuneMix, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """The name under which a plan's result is kept; the number of workers does not enter."""
-    skip = {"encoder", "formatting_func", "workers", "progress"}
+    skip = {"encoder", "formatting_func", "workers", "progress", "read"}
     arguments = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in skip}
     return fingerprint([*plan.names, *plan.quality.decontaminate], tokenizer, plan.formatting_func, arguments)

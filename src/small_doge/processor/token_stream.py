@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from small_doge.processor.documents import Document, is_test
+from small_doge.processor.documents import is_test
 from small_doge.processor.encoding import Encoder
 from small_doge.processor.report import Report
 
@@ -26,8 +26,8 @@ BLOCK_ITEMS = 10_000
 class Chunk:
     """Documents that are encoded together, and the report of the reading that brought them."""
 
-    train: list[Document]
-    test: list[Document]
+    train: list[Any]
+    test: list[Any]
     report: Report
 
 
@@ -48,17 +48,18 @@ def shuffle_blocks(items: Iterable[In], seed: Sequence[int], size: Callable[[In]
             yield block[index]
 
 
-def chunk_documents(documents: Iterable[Document], report: Report, test_share: float) -> Iterator[Chunk]:
+def chunk_documents(documents: Iterable[Any], report: Report, test_share: float) -> Iterator[Chunk]:
     """Group documents into chunks of about 256 thousand characters, always the same ones for the same input.
 
+    Documents are `Document` or `EncodedDocument`, which tell their length and their place for the split alike.
     `report` is the one that the reading of `documents` counts in; each chunk takes its part of it.
     """
-    train: list[Document] = []
-    test: list[Document] = []
+    train: list[Any] = []
+    test: list[Any] = []
     characters = 0
     for document in documents:
         (test if is_test(document, test_share) else train).append(document)
-        characters += len(document.text)
+        characters += document.characters
         if characters >= CHUNK_CHARACTERS or len(train) + len(test) >= CHUNK_DOCUMENTS:
             yield Chunk(train, test, report.take())
             train, test, characters = [], [], 0

@@ -40,19 +40,29 @@ class QualityOptions:
 
     def blocks(self) -> list[Block]:
         """New blocks, cheapest first; those against duplicates remember what they have seen."""
-        blocks: list[Block] = []
-        if self.min_characters or self.max_characters is not None:
-            blocks.append(length_filter(self.min_characters, self.max_characters))
+        blocks = self.first_blocks()
         if self.exact_duplicates:
             blocks.append(ExactDuplicates())
+        blocks += self.costly_blocks()
+        if self.near_duplicates:
+            blocks.append(NearDuplicates())
+        return blocks
+
+    def first_blocks(self) -> list[Block]:
+        """The blocks that come before those against duplicates."""
+        if self.min_characters or self.max_characters is not None:
+            return [length_filter(self.min_characters, self.max_characters)]
+        return []
+
+    def costly_blocks(self) -> list[Block]:
+        """The blocks that judge each text alone and come after the one against exact duplicates."""
+        blocks: list[Block] = []
         if self.languages:
             blocks.append(language_filter(self.languages))
         if self.repetition:
             blocks.append(repetition_filter)
         if self.decontaminate:
             blocks.append(Decontamination(evaluation_grams(self.decontaminate)))
-        if self.near_duplicates:
-            blocks.append(NearDuplicates())
         return blocks
 
 

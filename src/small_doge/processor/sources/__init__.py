@@ -75,6 +75,13 @@ def local_copy(spec: SourceSpec) -> Path | None:
     return folder if folder is not None and folder.exists() else None
 
 
+def is_file_source(place: str | Path) -> bool:
+    """Whether a source is local files, each readable by itself: a file, a folder or a pattern, not a saved data set."""
+    folder = Path(place)
+    saved = (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists()
+    return (folder.exists() or is_pattern(place)) and not saved
+
+
 def local_rows(
     path: str | Path, report: Report, *, split: str | None = None, on_truncated: str = "refuse", name: str | None = None
 ) -> Iterator[Row]:
@@ -82,9 +89,8 @@ def local_rows(
 
     What cannot be read is counted in `report` under `name` (default: the path as given).
     """
-    folder = Path(path)
-    if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
-        yield from _saved_rows(folder, split or "train")
+    if Path(path).exists() and not is_file_source(path):
+        yield from _saved_rows(Path(path), split or "train")
         return
     for file in list_files(path):
         yield from read_file_rows(file, report, name or str(path), on_truncated)
