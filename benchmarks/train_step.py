@@ -1,6 +1,6 @@
 """One training step of each size on one GPU: forward, backward and AdamW in bf16 autocast, fp32 weights, T = 2048.
 
-    python benchmarks/train_step.py [--sizes 20M 60M] [--batches 32 16] [--baseline FILE] [--profile] [--out DIR]
+    python benchmarks/train_step.py [--sizes 20M 60M] [--batches 64 32] [--baseline FILE] [--mixture] [--profile]
 
 1. check: the fused head against the definition in fp64; a failure ends the run.
 2. time: our compiled step, and with --baseline the variants of that script (transformers' Doge, and a compiled
@@ -23,6 +23,7 @@ import traceback
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -54,14 +55,17 @@ def check_head() -> dict[str, float]:
     loss = linear_cross_entropy(*exact, labels, backend="naive")
     expected = (loss, *torch.autograd.grad(loss, exact))
     return {
-        name: float((f - e).norm() / e.norm())
+        name: float((f.detach() - e.detach()).norm() / e.detach().norm())
         for name, f, e in zip(("loss", "hidden", "weight"), found, expected, strict=True)
     }
 
 
-def our_step(size: str, batch: int) -> Callable[[], None]:
+MIXTURE = {"is_moe": True, "num_experts": 1024, "num_experts_per_tok": 16}
+
+
+def our_step(size: str, batch: int, **fields: Any) -> Callable[[], None]:
     torch.manual_seed(0)
-    model = DogeForCausalLM(DogeConfig.from_size(size)).cuda().train()
+    model = DogeForCausalLM(DogeConfig.from_size(size, **fields)).cuda().train()
     compile_layers(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, 32768, (batch, LENGTH), device="cuda")
@@ -102,12 +106,13 @@ def seconds(step: Callable[[], None], steps: int) -> float:
 
 def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
     makers: dict[str, tuple[Callable[[], Callable[[], None]], int]] = {"ours": (lambda: our_step(size, batch), batch)}
+    if args.mixture:
+        makers["ours, 1024 experts, 16 a token"] = (lambda: our_step(size, batch, **MIXTURE), batch)
     if args.baseline:
         for name, maker in baseline_steps(args.baseline, size, batch).items():
             makers[name] = (maker, min(batch, 16) if name.startswith("transformers") else batch)
     steps, rows = {}, []
     for name, (maker, _) in makers.items():
-        torch._dynamo.reset()
         torch.cuda.reset_peak_memory_stats()
         before, start = torch.cuda.memory_allocated(), time.perf_counter()
         try:
@@ -115,13 +120,14 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
             step()
             torch.cuda.synchronize()
             first = time.perf_counter() - start
-            seconds(step, 3)
         except Exception:
             print(f"FAILED {size} {name}: {traceback.format_exc()[-1500:]}", flush=True)
             continue
         steps[name] = step
         peak = (torch.cuda.max_memory_allocated() - before) / 2**30
         rows += [row(size, name, batch, "first step s", [first]), row(size, name, batch, "peak GiB", [peak])]
+    for step in steps.values():
+        seconds(step, 3)
     found: dict[str, list[float]] = {}
     for _ in range(args.rounds):
         for name, step in steps.items():
@@ -130,10 +136,12 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
     flops = training_flops_per_token(DogeConfig.from_size(size), LENGTH)
     for name, rates in found.items():
         rows.append(row(size, name, makers[name][1], "tokens/s", rates))
-        if "H100" in torch.cuda.get_device_name():
+        if "experts" not in name and "H100" in torch.cuda.get_device_name():
             rows.append(row(size, name, makers[name][1], "MFU", [rate * flops / PEAK for rate in rates]))
-    if args.profile and "ours" in steps:
-        show_profile(size, steps["ours"])
+    if args.profile:
+        for name in steps:
+            if name.startswith("ours"):
+                show_profile(f"{size} {name}", steps[name])
     return rows
 
 
@@ -172,8 +180,9 @@ def main() -> None:
     global COMMIT
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["20M", "60M", "160M", "320M"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[32, 32, 16, 16], help="rows a step, one a size")
+    parser.add_argument("--batches", nargs="+", type=int, default=[64, 32, 32, 16], help="rows a step, one a size")
     parser.add_argument("--baseline", help="shared/bench/gpu_train.py, to time beside ours")
+    parser.add_argument("--mixture", action="store_true", help="also time a mixture of the size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="steps in a round")
     parser.add_argument("--profile", action="store_true")

@@ -34,9 +34,12 @@ def errors(tokens: int, vocab: int, width: int) -> dict[str, float]:
 
 def main() -> None:
     triton_interpreter.prepare()
-    triton_head.BLOCK_M = triton_head.BLOCK_N = triton_head.BLOCK_K = 32
     triton_head.CHUNK_BYTES = 4 * 75 * 32
-    print(json.dumps(errors(70, 75, 24) | errors(33, 64, 40)))
+    found = {}
+    for parts in (1, 2):
+        triton_head.SMALL = triton_head.Tiles(tokens=32, vocab=32, width=16, warps=4, stages=1, parts=parts)
+        found |= {f"{name}, {parts} parts": error for name, error in (errors(70, 75, 24) | errors(33, 64, 40)).items()}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

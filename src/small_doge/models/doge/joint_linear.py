@@ -1,4 +1,7 @@
-"""Several linear maps of one input as one matrix product."""
+"""Linear maps in the shape that a GPU likes, where the model is compiled for training; elsewhere as they are.
+
+A map is left alone where it is more than its weight: biases, adapters, hooks that gather sharded parameters.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,28 @@ from torch import Tensor, nn
 
 
 def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
-    """What each map gives for `x` [..., d].
+    """What each map gives for `x` [..., d], by one product with the weights put together.
 
-    Compiled for training on a GPU, the weights are put together first: the product reads `x` once and not once a map,
-    and backward makes the gradient of `x` in one product, without sums. Elsewhere, and where a map is more than its
-    weight (biases, adapters, hooks that gather sharded parameters), each is called as it is.
+    It reads `x` once and not once a map, and backward makes the gradient of `x` in one product, without sums.
     """
-    plain = all(type(m) is nn.Linear and m.bias is None and not m._forward_pre_hooks for m in maps)
-    if not (plain and x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()):
+    if not _reshapable(x, *maps):
         return tuple(m(x) for m in maps)
     weights: list[Tensor] = [m.weight for m in maps]  # type: ignore[misc]
     return F.linear(x, torch.cat(weights)).split([w.shape[0] for w in weights], -1)
+
+
+def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
+    """What a map to a handful of features gives for `x` [..., d], in fp32, as products and sums.
+
+    These fuse with what stands around them; a matrix product so narrow costs more than it computes.
+    """
+    if not _reshapable(x, narrow):
+        return narrow(x)
+    weight: Tensor = narrow.weight  # type: ignore[assignment]
+    return (x.float()[..., None, :] * weight.float()).sum(-1)
+
+
+def _reshapable(x: Tensor, *maps: nn.Module) -> bool:
+    if not (x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()):
+        return False
+    return all(type(m) is nn.Linear and m.bias is None and not m._forward_pre_hooks for m in maps)

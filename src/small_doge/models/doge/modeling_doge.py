@@ -26,11 +26,11 @@ from transformers.utils import can_return_tuple
 
 from small_doge.models.doge.cache_doge import DogeCache
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.models.doge.joint_linear import joint_linear
+from small_doge.models.doge.fused_loss import fused_causal_loss
+from small_doge.models.doge.joint_linear import joint_linear, narrow_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
-from small_doge.ops.linear_cross_entropy import linear_cross_entropy
 
 # `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
 BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
@@ -158,7 +158,9 @@ class DogeAttention(nn.Module):
         """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
         # At least fp32: in half precision the exponential would move which keys are kept.
         dtype = torch.promote_types(value_BTd.dtype, torch.float32)
-        return torch.exp(self.A.to(dtype) * F.softplus(self.dt_proj(value_BTd).to(dtype))).transpose(1, 2)
+        return torch.exp(self.A.to(dtype) * F.softplus(narrow_linear(value_BTd, self.dt_proj).to(dtype))).transpose(
+            1, 2
+        )
 
 
 class DogeDecoderLayer(GradientCheckpointingLayer):
@@ -398,7 +400,7 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         assert hidden_states is not None
         logits = loss = balance = None
         if loss_only:
-            loss = self._fused_loss(hidden_states, labels, kwargs.get("num_items_in_batch"))
+            loss = fused_causal_loss(hidden_states, self.lm_head.weight, labels, kwargs.get("num_items_in_batch"))
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept, :])
@@ -421,15 +423,6 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
         )
-
-    def _fused_loss(self, hidden_BTd: Tensor, labels: Tensor | None, items: Tensor | int | None) -> Tensor:
-        """transformers' causal loss: the sum over the predicted tokens by `items`, or by their number."""
-        if labels is None:
-            raise ValueError("loss_only needs labels.")
-        # The last position predicts nothing; shifting the labels and not the states keeps these whole.
-        shifted = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
-        total = linear_cross_entropy(hidden_BTd.flatten(0, 1), self.lm_head.weight, shifted)
-        return total / ((shifted != -100).sum() if items is None else items)
 
 
 class DogeForSequenceClassification(GenericForSequenceClassification, DogePreTrainedModel):

@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils import can_return_tuple
 
+from small_doge.models.doge.fused_loss import fused_causal_loss
 from small_doge.models.doge.masks_doge import document_limits
 from small_doge.models.doge.modeling_doge import DogeRMSNorm, DogeRotaryEmbedding, rotate
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
@@ -266,12 +267,13 @@ class WonderfulMatricesForCausalLM(WonderfulMatricesPreTrainedModel, GenerationM
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        loss_only: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Next-token logits, and the loss where `labels` [B, T] are given (-100: not to be predicted; shifted inside).
 
         The other arguments are `WonderfulMatricesModel.forward`'s; `logits_to_keep` is the number of last positions to
-        compute logits for, or their indices, 0 for all.
+        compute logits for, or their indices, 0 for all. With `loss_only` the loss comes without logits, which are None.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -285,11 +287,14 @@ class WonderfulMatricesForCausalLM(WonderfulMatricesPreTrainedModel, GenerationM
         )
         hidden_states = outputs.last_hidden_state
         assert hidden_states is not None
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden_states[:, kept, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
+        logits = loss = None
+        if loss_only:
+            loss = fused_causal_loss(hidden_states, self.lm_head.weight, labels, kwargs.get("num_items_in_batch"))
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept, :])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

@@ -26,7 +26,7 @@ from small_doge.ops.dynamic_mask_attention.naive import attention_weights, naive
 from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
 from small_doge.ops.dynamic_mask_attention.scores import round_score
 from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
-from small_doge.ops.dynamic_mask_attention.support import has_triton
+from small_doge.ops.support import has_triton
 
 BACKENDS = ("naive", "sdpa", "blocked", "triton_causal", "triton_sparse", "flex")
 

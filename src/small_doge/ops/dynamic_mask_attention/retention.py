@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.scores import ordered_score
-from small_doge.ops.dynamic_mask_attention.support import has_triton
+from small_doge.ops.support import has_triton
 
 
 def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | None = None) -> Tensor:

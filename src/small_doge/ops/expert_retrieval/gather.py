@@ -1,8 +1,8 @@
-"""The experts' output in three sums over gathered rows, none of which forms [N, k, d].
+"""The experts' output by gathered rows, none of which forms [N, k, d].
 
 A table of embeddings [E, d], k rows of it for each of N tokens, and
-- `expert_dots`: x . table_e                  [N, d] -> [N, k]
-- `expert_sum`:  sum over k of a * table_e    [N, k] -> [N, d]
+- `gathered_dots`: x . table_e                  [N, d] -> [N, k]
+- `gathered_sum`:  sum over k of a * table_e    [N, k] -> [N, d]
 - the table's gradient, in both: sum over the pairs that chose e of a * y, [N, k] x [N, d] -> [E, d]
 
 Each of the first two is the other's backward, and all three are torch's embedding bag: the sum is its forward, the dots
@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def expert_dots(x_Nd: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
+def gathered_dots(x_Nd: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
     """The dot product of each token with each of its k rows of the table: [N, k], in the table's dtype."""
     return _Dots.apply(x_Nd.to(table_Ed.dtype), table_Ed, index_Nk)
 
 
-def expert_sum(weight_Nk: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
+def gathered_sum(weight_Nk: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
     """The weighted sum of each token's k rows of the table: [N, d], in the table's dtype."""
     return _Sum.apply(weight_Nk.to(table_Ed.dtype), table_Ed, index_Nk)
 

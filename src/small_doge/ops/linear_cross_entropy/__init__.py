@@ -19,6 +19,7 @@ from torch import Tensor
 
 from small_doge.ops.linear_cross_entropy.chunked import chunked_linear_cross_entropy
 from small_doge.ops.linear_cross_entropy.naive import naive_linear_cross_entropy
+from small_doge.ops.support import has_triton
 
 BACKENDS = ("naive", "chunked", "triton")
 
@@ -37,7 +38,8 @@ def linear_cross_entropy(
         weight_Vd: The head, one row a token of the vocabulary.
         labels_N: Integer, the next token of each, or `ignore_index`.
         ignore_index: Marks tokens that add nothing.
-        backend: One of `BACKENDS`, or "auto": `triton` for bf16 on a GPU with Triton, else `chunked`.
+        backend: One of `BACKENDS`, or "auto": `triton` for bf16 on a GPU with Triton where the width is a
+            multiple of 8, else `chunked`.
 
     Returns:
         fp32 scalar (fp64 for fp64). `triton` counts no other token as more than e^60 times as likely as the label, so
@@ -70,6 +72,5 @@ def linear_cross_entropy(
 
 
 def _serves_triton(hidden_Nd: Tensor, dtype: torch.dtype) -> bool:
-    from small_doge.ops.dynamic_mask_attention.support import has_triton
-
-    return dtype == torch.bfloat16 and hidden_Nd.is_cuda and has_triton(hidden_Nd)
+    # Bulk copies want rows at multiples of 16 bytes.
+    return dtype == torch.bfloat16 and has_triton(hidden_Nd) and hidden_Nd.shape[1] % 8 == 0

@@ -11,12 +11,15 @@ from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
+from small_doge.processor.row_reader import RowBatch, RowReader
 from small_doge.trainer.arguments import PretrainingArguments
 from small_doge.trainer.continuation import prepare
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
+    bytes_per_token,
     check_token_ids,
     compile_layers,
     evaluation_rows,
@@ -29,7 +32,7 @@ from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_poin
 
 
 class PackedRows:
-    """Collates packed rows of one length into a batch; documents are hidden from one another on request.
+    """Collates a `RowBatch` of packed rows; documents are hidden from one another on request.
 
     Args:
         document_masking: Give position ids that restart with each document, which Doge reads as "do not look back
@@ -39,26 +42,33 @@ class PackedRows:
     def __init__(self, document_masking: bool) -> None:
         self.document_masking = document_masking
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        input_ids = torch.tensor([row["input_ids"] for row in rows])
-        batch = {"input_ids": input_ids, "labels": input_ids}
-        if self.document_masking:
-            positions = [torch.cat([torch.arange(n) for n in row["seq_lengths"]]) for row in rows]
-            batch["position_ids"] = torch.stack(positions)
-            # A document's first token follows nothing that its query sees.
-            batch["labels"] = input_ids.masked_fill(batch["position_ids"] == 0, -100)
-        return batch
+    def __call__(self, rows: RowBatch) -> dict[str, torch.Tensor]:
+        input_ids = torch.from_numpy(rows.columns["input_ids"])
+        labels = input_ids.masked_fill(torch.from_numpy(rows.padding()), -100)
+        if not self.document_masking:
+            return {"input_ids": input_ids, "labels": labels}
+        position_ids = torch.from_numpy(rows.position_ids())
+        # A document's first token follows nothing that its query sees.
+        labels = labels.masked_fill(position_ids == 0, -100)
+        return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
 
 
 class PretrainingTrainer(StageTrainer, Trainer):
-    """transformers' Trainer with our optimizer, schedule and checkpoints."""
+    """transformers' Trainer with our optimizer, schedule and checkpoints, and the head fused with its loss."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            # Counted here, from shapes: transformers' own count waits for the device after every micro-batch.
+            self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
+        # ZeRO-3 gathers a weight only while its module runs, and the fused head takes the weight alone.
+        loss_only = not is_deepspeed_zero3_enabled()
+        return super().compute_loss(model, {**inputs, "loss_only": loss_only}, *args, **kwargs)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the stage that the recipe describes, and save the finished model to its output_dir."""
     args = load_recipe(PretrainingArguments, argv)
     args.remove_unused_columns = False
-    args.include_num_input_tokens_seen = "all"
     point = prepare(args)
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer)
@@ -71,17 +81,19 @@ def main(argv: Sequence[str]) -> None:
         compile_layers(model)
     save_recipe(args)
 
+    held_out = evaluation_rows(args, data)
     trainer = PretrainingTrainer(
         model=model,
         args=args,
         data_collator=PackedRows(args.document_masking),
-        train_dataset=data["train"],
-        eval_dataset=evaluation_rows(args, data),
+        train_dataset=RowReader(data["train"]),
+        eval_dataset=None if held_out is None else RowReader(held_out),
         processing_class=tokenizer,
     )
     trainer.continued = point
     length = len(data["train"][0]["input_ids"])
-    attach_callbacks(trainer, args.stage or "pretrain", length)
+    held_out_bytes = bytes_per_token(held_out, tokenizer)
+    attach_callbacks(trainer, args.stage or "pretrain", length, held_out_bytes)
     run_to_end(trainer, tokenizer, resume, length)
 
 
