@@ -1,0 +1,286 @@
+"""Generation speed of the GPU engine (`TorchSlots`) beside transformers' generate, on one GPU.
+
+    PYTHONPATH=src python benchmarks/gpu_decode.py [--sizes 20M 320M] [--batches 1 8 64 512] [--rounds 3] [--out DIR]
+
+1. check: in worker processes, which also compile the kernels side by side. The log-probabilities that the engine
+   reports are compared with a full forward of the model in fp32 over the tokens that it drew; in fp32 with a window of
+   64 that evicts, and in bf16. A case whose check is red is not timed.
+2. time: medians of several rounds; random weights, prompts of 32 distinct tokens, 256 greedy tokens, prefill included.
+3. profile: the kernels of a decode step.
+
+Rows go to DIR/gpu_decode_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.torch_slots import TorchSlots
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT, TOKENS, LONGEST = 32, 256, 512
+TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
+"""Of a log-probability, against fp32."""
+
+
+def random_model(size: str, dtype: torch.dtype, **fields: Any) -> DogeForCausalLM:
+    """Seeded random weights, with scores that differ from key to key."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = DogeForCausalLM(DogeConfig.from_size(size, **fields)).eval()
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.A)
+    return model.to(dtype)
+
+
+def prompts(batch: int, length: int = PROMPT) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randperm(32768, generator=generator)[:length].tolist() for _ in range(batch)]
+
+
+def check(size: str, batch: int, dtype: str, window: int, tokens: int, filtered: bool) -> dict[str, Any]:
+    """Largest error of the reported log-probabilities, and the largest of the few rows drawn again eagerly."""
+    half = getattr(torch, dtype)
+    model = random_model(size, half, keep_window_size=window)
+    session = TorchSlots(model, batch, LONGEST)
+    given = prompts(batch)
+    how = [SamplingParams(temperature=1.0, seed=i, top_p=0.9 if filtered else 1.0) for i in range(batch)]
+    how[0] = SamplingParams()
+    rows = list(range(batch))
+    session.prefill(given, rows)
+    parts = [session.decode(n, how, [()] * batch, rows) for n in (tokens - 1, 1)]
+    reference = model.float()
+    reference.set_attn_implementation("eager")
+    worst = 0.0
+    for row in range(min(batch, 4)):
+        drawn = [int(t) for part in parts for t in part.tokens[row]]
+        said = torch.tensor([float(x) for part in parts for x in part.logprobs[row]], device="cuda")
+        ids = torch.tensor([given[row] + drawn], device="cuda")
+        with torch.no_grad():
+            logits = reference(input_ids=ids, use_cache=False).logits[0, PROMPT - 1 : -1].float()
+        expected = logits.log_softmax(-1).gather(-1, ids[0, PROMPT:, None])[:, 0]
+        worst = max(worst, float((expected - said).abs().max()))
+    del session, reference
+    again = TorchSlots(model.to(half), batch, LONGEST)
+    again.prefill(given, rows)
+    second = again.decode(tokens - 1, how, [()] * batch, rows)
+    repeats = float((second.tokens == parts[0].tokens).mean())
+    return {"log-prob error": worst, "same when repeated": repeats, "good": worst < TOLERANCE[dtype] and repeats > 0.99}
+
+
+def run_checks(jobs: list[list[Any]]) -> None:
+    """A worker: one JSON line a job, whatever happens in it."""
+    for job in jobs:
+        started = time.monotonic()
+        try:
+            found = check(*job)
+        except Exception:
+            found = {"good": False, "note": traceback.format_exc()[-2500:]}
+        found["seconds"] = round(time.monotonic() - started, 1)
+        print(json.dumps(found), flush=True)
+
+
+def section_check(args: argparse.Namespace, deadline: float) -> set[tuple[str, int]]:
+    """Run the checks in processes of their own; returns the (size, batch) that are red."""
+    jobs = [[size, batch, "bfloat16", 2048, 12, batch == 64] for size in args.sizes for batch in args.batches]
+    jobs += [["20M", batch, "float32", 64, 48, batch == 8] for batch in args.batches if batch <= 64]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--worker", json.dumps([job])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for job in jobs
+    ]
+    red = set()
+    for job, worker in zip(jobs, workers, strict=True):
+        try:
+            stdout, stderr = worker.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            stdout, stderr = worker.communicate()
+        lines = [json.loads(line) for line in stdout.splitlines() if line.startswith("{")]
+        found = lines[0] if lines else {"good": False, "note": f"no answer in time: {stderr[-1500:]}"}
+        note = found.pop("note", "")
+        print(f"{'PASS' if found['good'] else 'FAIL'} {job}: {json.dumps(found)} {note}", flush=True)
+        if not found["good"]:
+            red.add((job[0], job[1]))
+    return red
+
+
+class Table:
+    """Rows as DESIGN.md asks for them; prints each as it comes."""
+
+    def __init__(self, command: str, commit: str) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.common = {"device": torch.cuda.get_device_name(), "command": command, "commit": commit}
+
+    def add(self, variant: str, size: str, metric: str, values: list[float]) -> None:
+        value = statistics.median(values)
+        row = {"name": "gpu_decode", "variant": variant, "size": size, "metric": metric, "value": round(value, 3)}
+        self.rows.append(
+            row | {"n": len(values), "min": round(min(values), 3), "max": round(max(values), 3)} | self.common
+        )
+        print(f"{size:5} {variant:34} {metric:28} {value:12,.1f}  [{min(values):,.1f}, {max(values):,.1f}]", flush=True)
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def time_slots(table: Table, model: DogeForCausalLM, size: str, batch: int, rounds: int, deadline: float) -> None:
+    variants: dict[str, tuple[int | None, SamplingParams]] = {
+        "slots greedy": (None, SamplingParams()),
+        "slots temperature 1": (None, SamplingParams(temperature=1.0, seed=1)),
+    }
+    if batch in (1, 64):
+        variants["slots top-k 50, top-p 0.9"] = (None, SamplingParams(temperature=1.0, top_k=50, top_p=0.9, seed=1))
+    if batch <= 8:
+        variants["slots greedy, cuBLAS path"] = (0, SamplingParams())
+    rows, given = list(range(batch)), prompts(batch)
+    for name, (lanes, how) in variants.items():
+        if time.monotonic() > deadline:
+            print(f"not timed, no time left: {size} {batch} {name}")
+            continue
+        session = TorchSlots(model, batch, LONGEST)
+        if lanes is not None:
+            session.runner = type(session.runner)(session.weights, session.state, lanes)
+        decoding: list[float] = []
+
+        def generate(session: TorchSlots = session, how: SamplingParams = how, kept: list[float] = decoding) -> None:
+            session.reset(rows)
+            session.extend(given, rows)
+            kept.append(seconds(lambda: session.decode(TOKENS, [how] * batch, [()] * batch, rows)))
+
+        first = seconds(generate)
+        decoding.clear()
+        whole = [seconds(generate) for _ in range(rounds)]
+        table.add(name, size, f"tokens/s, batch {batch}", [batch * TOKENS / s for s in whole])
+        table.add(name, size, f"decode step us, batch {batch}", [1e6 * s / TOKENS for s in decoding])
+        print(f"      first call {first:.1f} s, {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at the most")
+
+
+@torch.no_grad()
+def time_transformers(table: Table, size: str, batch: int, rounds: int, tokens: int) -> None:
+    from transformers.models.doge import DogeConfig as TheirConfig
+    from transformers.models.doge import DogeForCausalLM as TheirModel
+
+    ours = DogeConfig.from_size(size)
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    fields = {name: getattr(ours, name) for name in (*names, "num_key_value_heads", "tie_word_embeddings")}
+    with torch.device("cuda"):
+        model = TheirModel(TheirConfig(**fields, attn_implementation="eager")).to(torch.bfloat16).eval()
+    ids = torch.tensor(prompts(batch), device="cuda")
+
+    def generate() -> None:
+        model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+
+    seconds(generate)
+    table.add("transformers generate", size, f"tokens/s, batch {batch}", [
+        batch * tokens / seconds(generate) for _ in range(rounds)
+    ])  # fmt: skip
+
+
+def profile_step(model: DogeForCausalLM, size: str, batch: int) -> None:
+    """Kernel by kernel, the decode steps of 16 tokens."""
+    from torch.profiler import ProfilerActivity, profile
+
+    session = TorchSlots(model, batch, LONGEST)
+    rows = list(range(batch))
+    session.extend(prompts(batch, 128), rows)
+    settings = ([SamplingParams()] * batch, [()] * batch, rows)
+    session.decode(17, *settings)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        session.decode(16, *settings)
+        torch.cuda.synchronize()
+    events = [e for e in trace.key_averages() if str(e.device_type).endswith("CUDA")]
+    total = sum(e.self_device_time_total for e in events)
+    print(f"\nprofile {size} batch {batch}: {total / 16:.1f} us of kernels a token")
+    for event in sorted(events, key=lambda e: -e.self_device_time_total)[:16]:
+        whole, each = event.self_device_time_total / 16, event.self_device_time_total / event.count
+        print(f"  {whole:9.2f} us a token  x{event.count / 16:g}  {each:6.2f} us  {event.key[:80]}")
+
+
+def attempt(name: str, call: Callable[[], Any]) -> None:
+    """One section: a failure is printed, and the rest of the borrowed time is used."""
+    try:
+        call()
+    except Exception:
+        print(f"FAILED {name}\n{traceback.format_exc()[-3000:]}", flush=True)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["20M", "320M"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 64, 512])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=140, help="no new timing starts after this")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this benchmark needs a CUDA GPU")
+    if args.worker is not None:
+        return run_checks(args.worker)
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    command = " ".join(["python", "benchmarks/gpu_decode.py", *sys.argv[1:]])
+    table = Table(command, found.stdout.strip() or "unknown")
+    started = time.monotonic()
+    deadline = started + args.seconds
+    print(f"{torch.cuda.get_device_name()} torch {torch.__version__} commit {table.common['commit']}", flush=True)
+    red = section_check(args, started + args.seconds * 0.5)
+    print(f"checked after {time.monotonic() - started:.0f} s; red: {sorted(red) or 'none'}", flush=True)
+    for size in args.sizes:
+        model = random_model(size, torch.bfloat16)
+        for batch in args.batches:
+            if (size, batch) in red:
+                print(f"not timed, its check failed: {size} batch {batch}")
+                continue
+            attempt(
+                f"{size} {batch}", lambda m=model, s=size, b=batch: time_slots(table, m, s, b, args.rounds, deadline)
+            )
+        for batch in (args.batches[0], args.batches[-1]):
+            attempt(f"profile {size} {batch}", lambda m=model, s=size, b=batch: profile_step(m, s, b))
+        del model
+    for size in args.sizes:
+        for batch, tokens in ((1, 48), (64, 48)):
+            if time.monotonic() < deadline:
+                attempt(
+                    f"transformers {size} {batch}",
+                    lambda s=size, b=batch, n=tokens: time_transformers(table, s, b, 2, n),
+                )
+    args.out.mkdir(parents=True, exist_ok=True)
+    device = torch.cuda.get_device_name().replace(" ", "-")
+    path = args.out / f"gpu_decode_{device}_{datetime.date.today()}.json"
+    path.write_text(json.dumps(table.rows, indent=1) + "\n")
+    print(f"took {time.monotonic() - started:.0f} s; rows in {path}")
+    print(json.dumps({"red": sorted(map(list, red)), "rows": len(table.rows), "file": path.name}))
+
+
+if __name__ == "__main__":
+    main()
