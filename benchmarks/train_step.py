@@ -80,7 +80,7 @@ def our_step(size: str, batch: int, **fields: Any) -> Callable[[], None]:
     return step
 
 
-def baseline_steps(path: str, size: str, batch: int) -> dict[str, Callable[[], Callable[[], None]]]:
+def baseline_steps(path: str, size: str, batch: int, prototype: bool) -> dict[str, Callable[[], Callable[[], None]]]:
     """The variants of the baseline script that are worth a comparison, as makers of steps."""
     spec = spec_from_file_location("gpu_train", path)
     assert spec is not None and spec.loader is not None
@@ -88,11 +88,11 @@ def baseline_steps(path: str, size: str, batch: int) -> dict[str, Callable[[], C
     spec.loader.exec_module(script)
     from torch.nn.attention import SDPBackend
 
-    folded = script.augmented_attn(SDPBackend.FLASH_ATTENTION)
-    return {
-        "transformers sdpa": lambda: script.hf(size, "sdpa")(min(batch, 16), LENGTH),
-        "prototype, folded flash": lambda: script.fast(size, folded)(batch, LENGTH),
-    }
+    makers = {"transformers sdpa": lambda: script.hf(size, "sdpa")(min(batch, 8), LENGTH)}
+    if prototype:
+        folded = script.augmented_attn(SDPBackend.FLASH_ATTENTION)
+        makers["prototype, folded flash"] = lambda: script.fast(size, folded)(batch, LENGTH)
+    return makers
 
 
 def seconds(step: Callable[[], None], steps: int) -> float:
@@ -109,8 +109,8 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
     if args.mixture:
         makers["ours, 1024 experts, 16 a token"] = (lambda: our_step(size, batch, **MIXTURE), batch)
     if args.baseline:
-        for name, maker in baseline_steps(args.baseline, size, batch).items():
-            makers[name] = (maker, min(batch, 16) if name.startswith("transformers") else batch)
+        for name, maker in baseline_steps(args.baseline, size, batch, size in args.prototype).items():
+            makers[name] = (maker, min(batch, 8) if name.startswith("transformers") else batch)
     steps, rows = {}, []
     for name, (maker, _) in makers.items():
         torch.cuda.reset_peak_memory_stats()
@@ -182,6 +182,9 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["20M", "60M", "160M", "320M"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 32, 32, 16], help="rows a step, one a size")
     parser.add_argument("--baseline", help="shared/bench/gpu_train.py, to time beside ours")
+    parser.add_argument(
+        "--prototype", nargs="*", default=["20M"], help="sizes whose prototype is timed (slow to compile)"
+    )
     parser.add_argument("--mixture", action="store_true", help="also time a mixture of the size")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="steps in a round")
