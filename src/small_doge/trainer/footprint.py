@@ -1,0 +1,46 @@
+"""Memory that training takes, derived from a configuration: what a card of a given size can hold.
+
+The activations are what autograd keeps for the backward pass of the uncompiled model under bf16 autocast with the fused
+head, counted tensor by tensor; a test holds the formula to autograd's own list. A compiled model keeps less.
+"""
+
+from __future__ import annotations
+
+from small_doge.models.doge.accounting_doge import count_parameters
+from small_doge.models.doge.configuration_doge import DogeConfig
+
+# CUDA's context, the head's chunk of logits, fragmentation: kept free on every card, and a tenth of it besides.
+RESERVE_BYTES = 2**30
+USABLE_SHARE = 0.9
+
+
+def state_bytes(config: DogeConfig, optimizer: str = "adamw") -> int:
+    """Bytes that do not depend on the batch: fp32 weights, gradients and moments, and the bf16 copies of autocast.
+
+    4 + 4 + 8 + 2 bytes a parameter under AdamW; Muon keeps one moment for the layers' matrices instead of two.
+    """
+    count = count_parameters(config)
+    moments = 8 * count.total - (4 * (count.total - count.embedding) if optimizer == "muon" else 0)
+    return 10 * count.total + moments
+
+
+def activation_bytes_per_token(config: DogeConfig, checkpointing: bool = False) -> int:
+    """Bytes kept for the backward pass for one token of a dense model.
+
+    A layer keeps 38 d + 14 g D + 8 f + 16 h + 20 g (width d, key/value heads g of size D, MLP f, heads h), the rest
+    10 d. With gradient checkpointing each layer keeps its input, 4 d, and one at a time is recomputed.
+    """
+    d, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    assert kv is not None
+    layer = 38 * d + 14 * kv * config.head_size + 8 * config.intermediate_size + 16 * heads + 20 * kv
+    if checkpointing:
+        return config.num_hidden_layers * 4 * d + layer + 10 * d
+    return config.num_hidden_layers * layer + 10 * d
+
+
+def largest_micro_batch(
+    config: DogeConfig, gibibytes: float, length: int = 2048, optimizer: str = "adamw", checkpointing: bool = False
+) -> int:
+    """Rows of `length` that fit a card by these formulas; 0 if none does."""
+    free = USABLE_SHARE * gibibytes * 2**30 - RESERVE_BYTES - state_bytes(config, optimizer)
+    return max(0, int(free // (length * activation_bytes_per_token(config, checkpointing))))

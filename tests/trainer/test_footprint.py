@@ -1,0 +1,64 @@
+"""The memory formula is what autograd really keeps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.trainer.footprint import activation_bytes_per_token, largest_micro_batch, state_bytes
+
+
+def kept_bytes(config: DogeConfig, rows: int, length: int = 128) -> int:
+    """Bytes of the distinct storages that a forward pass keeps for its backward pass, weights left out."""
+    model = DogeForCausalLM(config)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.randint(0, config.vocab_size, (rows, length))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ):
+        model(input_ids=ids, labels=ids, loss_only=True)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("width", "mlp", "heads", "kv", "layers"),
+    [(256, 512, 2, 1, 2), (512, 512, 4, 2, 1), (128, 512, 2, 2, 3)],
+    ids=["the 20M's layers", "as many heads as the 60M", "a wide MLP"],
+)
+def test_activations(width: int, mlp: int, heads: int, kv: int, layers: int) -> None:
+    config = DogeConfig(
+        vocab_size=512,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        num_hidden_layers=layers,
+        tie_word_embeddings=True,
+    )
+    # The difference of two batches leaves out what does not grow with them, such as autocast's copies of the weights.
+    a_token = (kept_bytes(config, 4) - kept_bytes(config, 2)) / (2 * 128)
+    assert activation_bytes_per_token(config) == pytest.approx(a_token, rel=0.05)
+
+
+def test_state_of_the_20m() -> None:
+    config = DogeConfig.from_size("20M")
+    assert state_bytes(config) == 18 * 13_118_728
+    assert state_bytes(config, "muon") == 18 * 13_118_728 - 4 * (13_118_728 - 32_768 * 256)
+
+
+def test_a_larger_card_and_checkpointing_hold_more() -> None:
+    config = DogeConfig.from_size("160M")
+    rows = [largest_micro_batch(config, size) for size in (4, 8, 16, 24)]
+    assert rows == sorted(rows)
+    assert largest_micro_batch(config, 8, checkpointing=True) > rows[1]
+    assert largest_micro_batch(DogeConfig.from_size("320M"), 4) == 0
