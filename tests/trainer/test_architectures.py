@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
-from small_doge import DogeForCausalLM, WonderfulMatricesForCausalLM
+from small_doge import DogeForCausalLM, WonderfulMatricesConfig, WonderfulMatricesForCausalLM
+from small_doge.models.doge.configuration_doge import SIZES as DOGE_SIZES
 from small_doge.models.doge.folders import upcycle_folder
+from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import SIZES as WONDERFUL_MATRICES_SIZES
 from small_doge.trainer.doge.pt import main
+from small_doge.trainer.setup import new_config
 
+ROOT = Path(__file__).parents[2]
 # Small, and with windows of 8 tokens on rows of 32.
 DOGE = {
     "hidden_size": 32,
@@ -96,6 +102,46 @@ def test_a_grown_mixture_starts_at_the_dense_loss_and_learns(starts, recipe):
     before = AutoModelForCausalLM.from_pretrained(recipe.folder / "grown").state_dict()
     after = AutoModelForCausalLM.from_pretrained(recipe.folder / "mixture").state_dict()
     assert all(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_the_window_recipe_is_the_full_recipe_with_a_shorter_window():
+    window, full = (
+        yaml.safe_load((ROOT / f"recipes/doge/Doge-20M/config_{name}.yaml").read_text()) for name in ("window", "full")
+    )
+    assert window.pop("model_config") == full.pop("model_config") | {"keep_window_size": 512}
+    assert window.pop("output_dir") != full.pop("output_dir")
+    assert window == full
+
+
+def test_the_window_recipe_trains_rows_longer_than_its_window(recipe, tokenizer_folder):
+    """The recipe as it is, but for a smaller model, shorter rows and a window of 8 in the place of 512."""
+    values = yaml.safe_load((ROOT / "recipes/doge/Doge-20M/config_window.yaml").read_text())
+    here = recipe.values | {"model_config": values["model_config"] | DOGE}
+    recipe.values = values | here | {"bf16": False, "compile_layers": False, "eval_strategy": "no", "warmup_steps": 1}
+    main(recipe("run", save_strategy="no"))
+    assert_it_learns(recipe, "run")
+
+
+@pytest.mark.parametrize("size", WONDERFUL_MATRICES_SIZES)
+def test_the_first_generations_recipes_spell_out_its_table(size, tokenizer_folder):
+    from transformers import AutoTokenizer
+
+    values = yaml.safe_load((ROOT / f"recipes/wonderful_matrices/{size}/config_full.yaml").read_text())
+    config = new_config(values["model_config"], AutoTokenizer.from_pretrained(tokenizer_folder))
+    tokens = {name: getattr(config, name) for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+    assert config.to_dict() == WonderfulMatricesConfig.from_size(size, **tokens).to_dict()
+
+
+@pytest.mark.parametrize(("size", "dense"), [("20M", "20M"), ("120M", "60M"), ("480M", "160M"), ("1.4B", "320M")])
+def test_the_mixtures_recipes_say_how_to_grow_them_from_a_checkpoint_that_the_dense_recipe_writes(size, dense):
+    text = (ROOT / f"recipes/doge/Doge-{size}-MoE/config_full.yaml").read_text()
+    row = DOGE_SIZES[f"{size}-MoE"]
+    grown = DOGE_SIZES[dense]
+    assert (row.width, row.layers, row.intermediate) == (grown.width, grown.layers, grown.intermediate)
+    assert f"--num-experts {row.experts} --num-experts-per-tok {row.experts_per_token}\n" in text
+    step = int(text.split(f"Doge-{dense}/checkpoint-")[1].split()[0])
+    full = yaml.safe_load((ROOT / f"recipes/doge/Doge-{dense}/config_full.yaml").read_text())
+    assert step % full["save_steps"] == 0 and step == 0.9 * full["max_steps"]
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from small_doge.trainer.finetuning_arguments import (
 from small_doge.trainer.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes" / "doge").rglob("*.yaml")) + sorted(
-    (ROOT / "src" / "small_doge" / "quickstart" / "recipes").glob("*.yaml")
-)
+RECIPES = [
+    *sorted((ROOT / "recipes" / "doge").rglob("*.yaml")),
+    *sorted((ROOT / "recipes" / "wonderful_matrices").rglob("*.yaml")),
+    *sorted((ROOT / "src" / "small_doge" / "quickstart" / "recipes").glob("*.yaml")),
+]
 KINDS = {"sft": SupervisedArguments, "distill": SupervisedArguments, "dpo": PreferenceArguments}
 KINDS |= {"grpo": ReinforcementArguments}
 
