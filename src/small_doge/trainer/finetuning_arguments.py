@@ -25,3 +25,6 @@ class ReinforcementArguments(RecipeArguments, GRPOConfig):
 
     reward_functions: list[str] = option(["accuracy", "format"], "Names of rewards in small_doge.rewards.")
     system_prompt: str | None = option(None, "System message put before every prompt.")
+    rollout_engine: str = option(
+        "slots", "What generates the completions: slots (our engine, on the training weights) or transformers."
+    )

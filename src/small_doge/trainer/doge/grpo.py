@@ -9,9 +9,11 @@ Rows have a `question` (or a conversational `prompt`) and the `answer` that its 
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -19,6 +21,7 @@ from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import get_reward, text_of
 from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
+from small_doge.trainer.rollouts import SlotRollouts
 from small_doge.trainer.setup import (
     check_chat_template,
     load_data,
@@ -31,8 +34,28 @@ from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_poin
 logger = logging.getLogger(__name__)
 
 
+ROLLOUT_ENGINES = ("slots", "transformers")
+
+
 class ReinforcementTrainer(StageTrainer, GRPOTrainer):
-    """TRL's GRPOTrainer with our optimizer, schedule and checkpoints."""
+    """TRL's GRPOTrainer with our optimizer, schedule and checkpoints, and two more figures in its logs."""
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's, [completions, rewards], NaN where a reward could not judge.
+
+        Logs the standard deviation within a group, which is what there is to learn from, and the share of completions
+        that each reward left out.
+        """
+        rewards = super()._calculate_rewards(*args, **kwargs)
+        training = self.model.training
+        metrics = self._metrics["train" if training else "eval"]
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
+        groups = totals.view(-1, self.num_generations if training else self.num_generations_eval)
+        if groups.shape[1] > 1:
+            metrics["reward_group_std"].append(groups.std(1).mean().item())
+        for name, judged in zip(self.reward_func_names, rewards.unbind(1), strict=True):
+            metrics[f"rewards/{name}/skipped"].append(judged.isnan().float().mean().item())
+        return rewards
 
 
 class WarnWithoutSignal(TrainerCallback):
@@ -79,6 +102,8 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(
             "no model_name_or_path: reinforcement starts from a checkpoint that already answers now and then."
         )
+    if args.rollout_engine not in ROLLOUT_ENGINES:
+        raise ValueError(f"rollout_engine is {args.rollout_engine!r}: choose one of {', '.join(ROLLOUT_ENGINES)}.")
     tokenizer = load_tokenizer(args)
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
@@ -93,12 +118,15 @@ def main(argv: Sequence[str]) -> None:
     save_recipe(args)
 
     train = data["train"].map(prompts_of, fn_kwargs={"system_prompt": args.system_prompt})
+    # TRL warns that rollout_func may change; the tests of this stage would tell.
+    warnings.filterwarnings("ignore", message=".*'rollout_func'")
     trainer = ReinforcementTrainer(
         model=model,
         reward_funcs=[reward_function(name) for name in args.reward_functions],
         args=args,
         train_dataset=train.select_columns(["prompt", "answer"]),
         processing_class=tokenizer,
+        rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
     )
     attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
     trainer.add_callback(WarnWithoutSignal())

@@ -1,0 +1,119 @@
+"""GRPO on a tiny model: rollouts through our engine, and what a run writes down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+
+from small_doge.trainer.doge import grpo
+
+PROBLEMS = 8
+
+
+@pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("problems")
+    rows = {
+        "question": [f"What is {i} plus {i}?" for i in range(PROBLEMS)],
+        "answer": [str(2 * i) for i in range(PROBLEMS)],
+    }
+    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(folder))
+    return folder
+
+
+@pytest.fixture
+def options(problems: Path, model_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model_name_or_path": str(model_folder),
+        "dataset": str(problems),
+        "output_dir": str(tmp_path / "out"),
+        "reward_functions": ["accuracy", "format"],
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 12,
+        "max_steps": 2,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+def run(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[dict[str, Any]]]:
+    """The trainer of a finished run, and the lines of its log."""
+    made = []
+    build = grpo.ReinforcementTrainer.__init__
+
+    def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        made.append(self)
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(grpo.ReinforcementTrainer, "__init__", remember)
+    argv = [part for key, value in options.items() for part in (f"--{key}", json.dumps(value))]
+    grpo.main(argv)
+    lines = (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()
+    return made[0], [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("engine", grpo.ROLLOUT_ENGINES)
+def test_a_run_logs_what_there_is_to_learn_from(engine, options, monkeypatch):
+    _, lines = run(options | {"rollout_engine": engine, "beta": 0.01}, monkeypatch)
+    parts = [f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std", "skipped")]
+    figures = ["reward", "reward_group_std", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl"]
+    clipped = ["completions/clipped_ratio", "clip_ratio/region_mean"]
+    expected = {*parts, *figures, *clipped} | ({"rollouts/tokens_per_second"} if engine == "slots" else set())
+    assert expected <= set(lines[0])
+
+
+def test_log_probabilities_are_the_training_forwards(options, monkeypatch):
+    seen = []
+    generate = grpo.ReinforcementTrainer._generate_and_score_completions
+    draw = grpo.SlotRollouts.__call__
+
+    def remember_rollouts(self, prompts, trainer):
+        seen.append(draw(self, prompts, trainer))
+        return seen[-1]
+
+    def compare(self, inputs):
+        batch = generate(self, inputs)
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+        kept = batch["completion_ids"].shape[1]
+        with torch.no_grad():
+            forward = self._get_per_token_logps_and_entropies(self.model, ids, mask, kept)[0]
+        for row, said in zip(forward, seen[-1]["logprobs"], strict=True):
+            torch.testing.assert_close(row[: len(said)], torch.tensor(said), atol=1e-4, rtol=0)
+        return batch
+
+    monkeypatch.setattr(grpo.SlotRollouts, "__call__", remember_rollouts)
+    monkeypatch.setattr(grpo.ReinforcementTrainer, "_generate_and_score_completions", compare)
+    run(options | {"learning_rate": 0.05}, monkeypatch)
+    # Twice, the second time after an optimizer step; and the completions of one prompt differ.
+    assert len(seen) == 2
+    assert len({tuple(ids) for ids in seen[0]["completion_ids"][:4]}) > 1
+    assert seen[0]["prompt_ids"][0] == seen[0]["prompt_ids"][3] != seen[0]["prompt_ids"][4]
+
+
+def test_the_same_seed_gives_the_same_run(options, monkeypatch, tmp_path):
+    logs = [run(options | {"output_dir": str(tmp_path / name)}, monkeypatch)[1] for name in ("a", "b")]
+    first, second = ([line["loss"] for line in log if "loss" in line] for log in logs)
+    assert first == second
+
+
+def test_an_unknown_engine_is_refused(options):
+    with pytest.raises(ValueError, match="rollout_engine is 'vllm'"):
+        grpo.main(
+            [
+                part
+                for key, value in (options | {"rollout_engine": "vllm"}).items()
+                for part in (f"--{key}", json.dumps(value))
+            ]
+        )
