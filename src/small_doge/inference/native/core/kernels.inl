@@ -6,7 +6,9 @@
 
 #include "kernels.hpp"
 
-#if defined(__clang__)
+#if defined(SMALL_DOGE_PLAIN)
+#define SMALL_DOGE_UNROLL  // compilers take minutes over unrolled lambdas and gain nothing
+#elif defined(__clang__)
 #define SMALL_DOGE_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define SMALL_DOGE_UNROLL _Pragma("GCC unroll 16")

@@ -1,3 +1,4 @@
+#define SMALL_DOGE_PLAIN
 #include "simd_plain.hpp"
 
 #include "kernels.inl"
