@@ -14,6 +14,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the likeliest tokens up to this share.")] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
 ) -> None:
     """Talk to a model in the terminal."""
@@ -24,4 +25,6 @@ def chat(
 
     engine = load(model, device=device or str(default_device()))
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    Chat(engine, params, console).run()
+    session = Chat(engine, params, console)
+    session.system = system
+    session.run()

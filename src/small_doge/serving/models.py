@@ -157,7 +157,7 @@ def local_folder(place: str) -> Path:
 
 
 def load_model(
-    spec: str, device: str, dtype: str, limits: BatchLimits, metrics: Callable[[str], ModelMetrics]
+    spec: str, device: str, dtype: str | None, limits: BatchLimits, metrics: Callable[[str], ModelMetrics]
 ) -> ServedModel:
     """Load what `NAME=PLACE` or `PLACE` names.
 
@@ -171,5 +171,5 @@ def load_model(
     name, place = split_name(spec)
     folder = local_folder(place)
     config = AutoConfig.from_pretrained(folder)
-    engine: Any = load(str(folder), device=device, dtype=dtype)
+    engine: Any = load(str(folder), device=device, **({} if dtype is None else {"dtype": dtype}))
     return ServedModel(name, engine, config.max_position_embeddings, config.vocab_size, limits, metrics(name))

@@ -57,7 +57,7 @@ def check_settings(settings: ServerSettings, open_to_all: bool) -> None:
         )
 
 
-def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: str) -> None:
+def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: str | None) -> None:
     """Load models (`NAME=PATH` or `PATH`) and serve them until the process is told to stop.
 
     Raises:
