@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import yaml
 
+from small_doge import DogeConfig
 from small_doge.trainer.arguments import PretrainingArguments
+from small_doge.trainer.doge.pt import main
 from small_doge.trainer.finetuning_arguments import (
     PreferenceArguments,
     ReinforcementArguments,
     SupervisedArguments,
 )
+from small_doge.trainer.footprint import largest_micro_batch
 from small_doge.trainer.recipe import load_recipe
+from small_doge.utils.scaling_laws import plan
 
 ROOT = Path(__file__).parents[2]
 RECIPES = [
@@ -58,3 +62,55 @@ def test_the_reasoning_models_earlier_name_finds_their_recipe(tmp_path: Path) ->
         ["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"],
     )
     assert args.num_generations == 8
+
+
+@pytest.mark.parametrize("size", ["20M", "60M", "160M", "320M"])
+def test_muon_recipes_hold_the_plan_of_their_budget(size: str) -> None:
+    values = yaml.safe_load((ROOT / f"recipes/doge/Doge-{size}/config_muon.yaml").read_text())
+    budget = plan(size, 70e6, "muon")
+    assert values["optimizer"] == "muon"
+    assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == budget.rows == 64
+    assert values["max_steps"] == budget.steps
+    assert float(values["muon_learning_rate"]) == budget.muon_learning_rate == 0.02
+    assert float(values["learning_rate"]) == budget.learning_rate
+
+
+@pytest.mark.parametrize(("size", "gigabytes"), [("20M", 8), ("60M", 16), ("160M", 24)])
+def test_card_recipes_fit_by_the_formula_and_change_the_micro_batch_only(size: str, gigabytes: int) -> None:
+    folder = ROOT / f"recipes/doge/Doge-{size}"
+    full = yaml.safe_load((folder / "config_full.yaml").read_text())
+    card = yaml.safe_load((folder / f"config_{gigabytes}gb.yaml").read_text())
+    assert card["per_device_train_batch_size"] <= largest_micro_batch(DogeConfig.from_size(size), gigabytes)
+    micro = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+    assert card | dict.fromkeys(micro) == full | dict.fromkeys(micro)
+    assert card[micro[0]] * card[micro[1]] == full[micro[0]] * full[micro[1]]
+
+
+GUIDE_OVERRIDES = (
+    "--per_device_train_batch_size 2 --gradient_accumulation_steps 4 --gradient_checkpointing True "
+    "--learning_rate 5e-4 --warmup_ratio 0.15 --weight_decay 0.05 --bf16 False --torch_compile False "
+    "--dataloader_num_workers 0"
+)
+MEMORY_OPTIONS = {
+    "gradient_checkpointing": True,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 16,
+    "dataloader_pin_memory": False,
+    "dataloader_num_workers": 0,
+    "optim": "adamw_torch_fused",
+}
+
+
+def test_the_guides_overrides_are_understood(tmp_path: Path) -> None:
+    argv = ["--config", str(ROOT / "recipes/doge/Doge-20M/config_full.yaml"), "--output_dir", str(tmp_path)]
+    args = load_recipe(PretrainingArguments, [*argv, "--use_cpu", "true", *GUIDE_OVERRIDES.split()])
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
+    assert (args.learning_rate, args.weight_decay, args.get_warmup_steps(8000)) == (5e-4, 0.05, 1200)
+    assert not args.bf16
+
+
+def test_the_guides_memory_options_train_to_the_same_loss(recipe) -> None:
+    main(recipe("thrifty", max_steps=2, save_strategy="no", **MEMORY_OPTIONS))
+    plain = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+    main(recipe("plain", max_steps=2, save_strategy="no", **plain))
+    assert recipe.log("thrifty") == pytest.approx(recipe.log("plain"), rel=1e-5)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -102,6 +103,8 @@ class ProgressReport(TrainerCallback):
                 share = mfu(self.flops_per_token, logs["tokens_per_second"], device_name(args.device), args.world_size)
                 if share is not None:
                     logs["mfu"] = share
+            if args.device.type == "cuda":
+                logs["peak_memory_gib"] = torch.cuda.max_memory_allocated(args.device) / 2**30
             self._show(logs, state)
         if "eval_loss" in logs and self.bytes_per_token:
             self.held_out = logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
