@@ -203,7 +203,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--attention", default="sdpa", help="attn_implementation; on a CPU eager is faster for short T")
     parser.add_argument("--bf16", action="store_true", help="autocast; else fp32, with TF32 on a GPU")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument("--compile", action="store_true", help="each layer; pays only in runs of many thousand steps")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "benchmarks" / "results")))
     options = parser.parse_args(arguments)
     options.windows = options.windows or [options.length // 2]

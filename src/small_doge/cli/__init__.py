@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from small_doge.cli import chat, data, evaluate, models, quickstart, scaling, tokenizer, train
+from small_doge.cli import chat, data, evaluate, models, quickstart, scaling, serve, tokenizer, train
 
 app = typer.Typer(
     help="Train, understand and use your own small language model.",
@@ -20,8 +20,10 @@ app.command()(quickstart.quickstart)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
-app.command("eval")(evaluate.evaluate)
+app.add_typer(evaluate.app, name="eval")
 app.command()(chat.chat)
+app.command()(serve.serve)
+app.command()(serve.webui)
 app.command()(models.info)
 app.command()(models.upcycle)
 app.command()(models.convert)
