@@ -105,8 +105,9 @@ SBATCH = """#!/bin/bash
 for argument; do script=$argument; done
 count=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 echo "$@" >> "$(dirname "$0")/submitted"
+export SLURM_JOB_ID=7 SLURM_NODELIST=localhost RUN_OFFSET=0
 for task in $(seq 0 "$count"); do
-    SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=7 SLURM_NODELIST=localhost RUN_OFFSET=0 bash "$script" >> "$(dirname "$0")/log" 2>&1
+    SLURM_ARRAY_TASK_ID=$task bash "$script" >> "$(dirname "$0")/log" 2>&1
 done
 echo "Submitted batch job 7"
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import threading
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers.utils.chat_template_utils import render_jinja_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,20 +33,27 @@ class ChatEncoder:
                 "and {% endgeneration %} around it, or take the one of small_doge.processor.tokenizer.chat_template()."
             )
         self.tokenizer = tokenizer
-        self._mine = threading.local()
+        self._rendering = threading.Lock()
 
     def __call__(self, messages: list[dict[str, Any]], tools: str | None = None) -> dict[str, NDArray[Any]]:
-        """`input_ids` (int32) and `assistant_masks` (int8, 1 on the assistant's tokens), of equal length."""
-        if not hasattr(self._mine, "tokenizer"):
-            # A tokenizer of `transformers` changes its own state while it encodes, so each thread has a copy.
-            self._mine.tokenizer = copy.deepcopy(self.tokenizer)
-        encoded: Any = self._mine.tokenizer.apply_chat_template(
-            messages,
-            tools=None if tools is None else json.loads(tools),
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-        )
-        return {
-            "input_ids": np.asarray(encoded["input_ids"], dtype=np.int32),
-            "assistant_masks": np.asarray(encoded["assistant_masks"], dtype=np.int8),
-        }
+        """`input_ids` (int32) and `assistant_masks` (int8, 1 on the assistant's tokens), of equal length.
+
+        The same as `apply_chat_template(..., return_assistant_tokens_mask=True)`, which several threads cannot use.
+        """
+        # The compiled template is shared and notes in itself where the assistant speaks: one rendering at a time.
+        with self._rendering:
+            rendered: Any = render_jinja_template(
+                conversations=[[{k: v for k, v in message.items() if v is not None} for message in messages]],
+                tools=None if tools is None else json.loads(tools),
+                chat_template=self.tokenizer.chat_template,
+                return_assistant_tokens_mask=True,
+                **self.tokenizer.special_tokens_map,
+            )
+        (text,), (spans,) = rendered
+        backend: Any = self.tokenizer.backend_tokenizer
+        encoded = backend.encode(text, add_special_tokens=False)
+        starts = np.array([start for start, _ in encoded.offsets], dtype=np.int64)
+        masks = np.zeros(len(starts), dtype=np.int8)
+        for start, end in spans:
+            masks[np.searchsorted(starts, start) : np.searchsorted(starts, end)] = 1
+        return {"input_ids": np.asarray(encoded.ids, dtype=np.int32), "assistant_masks": masks}
