@@ -1,6 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
@@ -78,6 +84,48 @@ def test_preparing_again_with_other_workers_gives_the_same_folder_byte_for_byte(
     first = every_byte(tmp_path / "out")
     prepare(path, {"dataset_num_proc": 2})
     assert every_byte(tmp_path / "out") == first
+
+
+# As `small-doge data prepare RECIPE`, with small shards and a pause after each, so that a kill meets a run under way.
+SLOW_PREPARE = """
+import sys, time
+from small_doge.processor import pretrain_mix
+from small_doge.processor.prepare import prepare
+
+class Slow(pretrain_mix.PretrainMix):
+    def __post_init__(self):
+        self.window_rows, self.shard_rows = 32, 64
+        self.progress = lambda tokens: time.sleep(0.03)
+
+import small_doge.processor.pt_datasets_process as process
+process.PretrainMix = Slow
+prepare(sys.argv[1], {"output": sys.argv[2]})
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_during_preparation_and_starting_again_gives_the_same_folder(recipe, text_file, tmp_path):
+    sources = [{text_file("a.jsonl", 1500): 0.7}, {text_file("b.jsonl", 700): 0.3}]
+    path = recipe(datasets_and_ratios=sources, max_length=64, total_sample_size=None, test_share=0.05)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def start(folder):
+        return subprocess.Popen([sys.executable, "-c", SLOW_PREPARE, str(path), str(folder)], env=dict(os.environ))
+
+    assert start(whole).wait() == 0
+    rng, kills = random.Random(0), 0
+    for _ in range(3):
+        process, before = start(killed), set(killed.rglob("*.arrow"))
+        while process.poll() is None and not set(killed.rglob("*.arrow")) - before:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 3
+    assert not (killed / "dataset_dict.json").exists()
+    assert start(killed).wait() == 0
+    assert len(list((killed / "train").glob("*.arrow"))) > 4
+    assert every_byte(killed) == every_byte(whole)
 
 
 def test_what_the_assistant_says_is_shown_in_brackets(write_jsonl, recipe, tmp_path):

@@ -40,6 +40,7 @@ class ChatEncoder:
 
         The same as `apply_chat_template(..., return_assistant_tokens_mask=True)`, which several threads cannot use.
         """
+        specials: Any = self.tokenizer.special_tokens_map
         # The compiled template is shared and notes in itself where the assistant speaks: one rendering at a time.
         with self._rendering:
             rendered: Any = render_jinja_template(
@@ -47,7 +48,7 @@ class ChatEncoder:
                 tools=None if tools is None else json.loads(tools),
                 chat_template=self.tokenizer.chat_template,
                 return_assistant_tokens_mask=True,
-                **self.tokenizer.special_tokens_map,
+                **specials,
             )
         (text,), (spans,) = rendered
         backend: Any = self.tokenizer.backend_tokenizer
