@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from small_doge import DogeForCausalLM
-from small_doge.inference.native import Generation
+from small_doge.inference.slots import Generation
 from small_doge.inference.torch_slots import TorchSlots
 
 

@@ -139,19 +139,25 @@ class TokenChooser:
         return adjusted
 
     def _draw(self, adjusted: NDArray[np.float64]) -> int:
-        """Filters in the order of `inference.sampling`: temperature, top-k, min-p, top-p."""
-        rules = self.rules
-        scaled = adjusted / rules.temperature
-        if 0 < rules.top_k < len(scaled):
-            scaled[scaled < np.partition(scaled, -rules.top_k)[-rules.top_k]] = -np.inf
-        weights = np.exp(scaled - scaled.max())
-        weights[weights < rules.min_p] = 0  # the likeliest token has weight 1
-        if rules.top_p < 1:
-            order = np.argsort(-weights, kind="stable")
-            before = np.cumsum(weights[order]) - weights[order]
-            weights[order[before >= rules.top_p * weights.sum()]] = 0
-        total = np.cumsum(weights)
+        total = np.cumsum(filtered_weights(adjusted, self.rules))
         return int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
+
+
+def filtered_weights(logits: NDArray[np.float64], rules: TokenRules) -> NDArray[np.float64]:
+    """Unnormalized probabilities [V], 0 where a filter rules a token out; the largest is 1.
+
+    The filters act in the order of transformers' logits processors: temperature, top-k, top-p, min-p.
+    """
+    scaled = logits / rules.temperature
+    if 0 < rules.top_k < len(scaled):
+        scaled[scaled < np.partition(scaled, -rules.top_k)[-rules.top_k]] = -np.inf
+    weights = np.exp(scaled - scaled.max())
+    if rules.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= rules.top_p * weights.sum()]] = 0
+    weights[weights < rules.min_p] = 0
+    return weights
 
 
 def _log_sum_exp(logits: Logits) -> float:
