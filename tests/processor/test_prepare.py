@@ -93,9 +93,8 @@ from small_doge.processor import pretrain_mix
 from small_doge.processor.prepare import prepare
 
 class Slow(pretrain_mix.PretrainMix):
-    def __post_init__(self):
-        self.window_rows, self.shard_rows = 32, 64
-        self.progress = lambda tokens: time.sleep(0.03)
+    def __init__(self, **arguments):
+        super().__init__(**arguments, window_rows=32, shard_rows=64, progress=lambda tokens: time.sleep(0.03))
 
 import small_doge.processor.pt_datasets_process as process
 process.PretrainMix = Slow
