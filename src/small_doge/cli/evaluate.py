@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,14 +79,16 @@ def evaluate(
 
     files = domain_files(domains) if domains is not None else {}
     device = device or str(default_device())
+    # lm-eval's remarks are about options that this command does not have.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     lm = load_lm(model, device, dtype, batch_tokens)
-    found = run_tasks(
-        lm, names, data_dir=str(data_dir) if data_dir else None, shots=shots, limit=limit, seed=seed, chat=chat
-    )
     rows = [
         domain_row(lm.model, lm.tokenizer, name, path, max_length, megabytes, batch_tokens)
         for name, path in files.items()
     ]
+    found = run_tasks(
+        lm, names, data_dir=str(data_dir) if data_dir else None, shots=shots, limit=limit, seed=seed, chat=chat
+    )
     about = {"model": model, "device": device_name(device), "dtype": dtype, "seed": seed, "limit": limit, "chat": chat}
     about["data"] = str(data_dir) if data_dir else "hub"
     result = make_result(about, found, rows)

@@ -42,8 +42,13 @@ def domain_row(
     """Bits per byte on a domain, its end-of-document tokens included, and the 95 % interval over documents.
 
     The interval is that of a ratio of two sums over documents (bits and bytes; the delta method).
+
+    Raises:
+        ValueError: a file without text.
     """
     texts = read_up_to(str(path), megabytes)
+    if not texts:
+        raise ValueError(f"{path} holds no text: its rows need a field `text`, or leave it out of the folder.")
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     windows, owners = [], []
     encoded: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -123,5 +122,4 @@ def run_tasks(lm: LM, names: Sequence[str], **options: Any) -> list[TaskScores]:
     """`run_task` for each name; every name is looked at before the first is run."""
     for name in names:
         task_metadata(name)
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return [run_task(lm, name, **options) for name in names]

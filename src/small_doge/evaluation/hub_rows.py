@@ -58,7 +58,7 @@ def winogrande(row: Row) -> Row:
 
 def boolq(row: Row) -> Row:
     """aps/super_glue, boolq."""
-    query = f"Passage: {row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+    query = f"Passage: {row['passage']}\nQuestion: {row['question']}?"
     return {"query": query, "choices": ["no", "yes"], "gold": int(row["label"])}
 
 

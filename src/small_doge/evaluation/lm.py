@@ -7,6 +7,7 @@ of the model, where HFLM's have the model's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from small_doge.evaluation.generation import generate_greedily
 from small_doge.evaluation.scoring import Continuation, score_continuations
+
+logger = logging.getLogger(__name__)
 
 
 @register_model("small-doge")
@@ -99,7 +102,10 @@ class SmallDogeLM(HFLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy requests are generated here; those that sample go to HFLM."""
+        """Greedy requests are generated here; those that sample go to HFLM.
+
+        An answer has at most half of what the model sees; a task that asks for more is cut to that, with a warning.
+        """
         settings = [normalize_gen_kwargs(request.args[1], self.max_gen_toks) for request in requests]
         sampled = [number for number, setting in enumerate(settings) if setting.get("do_sample")]
         answers: dict[int, str] = {}
@@ -114,11 +120,13 @@ class SmallDogeLM(HFLM):
                 groups.setdefault((setting["max_gen_toks"], tuple(stops)), []).append(number)
         ids = self.encode_all([request.args[0] for request in requests])
         for (max_new_tokens, stops), numbers in groups.items():
-            room = self.max_length - max_new_tokens
-            if room < 1:
-                raise ValueError(
-                    f"{max_new_tokens} new tokens leave no room for a prompt in {self.max_length}: lower max_gen_toks."
+            if max_new_tokens > self.max_length // 2:
+                logger.warning(
+                    f"answers may have {self.max_length // 2} tokens, not {max_new_tokens}: half of the "
+                    f"{self.max_length} that the model sees are kept for the prompt."
                 )
+                max_new_tokens = self.max_length // 2
+            room = self.max_length - max_new_tokens
             prompts = [ids[requests[number].args[0]][-room:] for number in numbers]
             found = generate_greedily(self.model, self.tokenizer, prompts, max_new_tokens, stops, self.batch_tokens)
             for number, text in zip(numbers, found, strict=True):
