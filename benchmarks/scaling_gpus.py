@@ -43,7 +43,7 @@ from small_doge.utils.scaling_laws import RELEASED_RUNS  # noqa: E402
 
 CONFIGS = {"one": "single_gpu", "ddp": "ddp", "fsdp": "fsdp", "zero2": "deepspeed_zero2"}
 MICRO_BATCHES = {"20M": 64, "60M": 32, "160M": 16, "320M": 8, "tiny": 2}
-TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -62,3 +64,15 @@ def test_a_larger_card_and_checkpointing_hold_more() -> None:
     assert rows == sorted(rows)
     assert largest_micro_batch(config, 8, checkpointing=True) > rows[1]
     assert largest_micro_batch(DogeConfig.from_size("320M"), 4) == 0
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+@pytest.mark.parametrize("size", ["20M", "60M", "160M", "320M"])
+def test_the_pages_table_of_cards_is_recomputed(size: str, page: str) -> None:
+    config = DogeConfig.from_size(size)
+    cells = (
+        f"{largest_micro_batch(config, card)} ({largest_micro_batch(config, card, checkpointing=True)})"
+        for card in (8, 16, 24)
+    )
+    text = (Path(__file__).parents[2] / "recipes/doge" / page).read_text()
+    assert f"| Doge-{size} | {' | '.join(cells)} |" in text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.trainer.optimizers import Muon, muon_groups, orthogonalize
+from small_doge.trainer.stage import StageTrainer
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
@@ -96,6 +98,12 @@ def test_matrices_go_to_muon_and_everything_else_to_adamw() -> None:
 def test_a_vector_is_refused_in_a_muon_group() -> None:
     with pytest.raises(ValueError, match="not a matrix"):
         Muon([{"params": parameters((3,)), "use_muon": True}])
+
+
+def test_muon_is_refused_where_deepspeed_flattens_the_matrices() -> None:
+    trainer = SimpleNamespace(args=SimpleNamespace(optimizer="muon"), is_deepspeed_enabled=True)
+    with pytest.raises(ValueError, match="use the ddp or fsdp config"):
+        StageTrainer._new_optimizer(trainer, None)
 
 
 def _sharded_steps(rank: int, store: str, shapes: tuple[tuple[int, ...], ...], expected: list[torch.Tensor]) -> None:

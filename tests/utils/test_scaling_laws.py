@@ -29,7 +29,7 @@ def test_a_plan_of_the_released_budget_is_the_released_run(size: str) -> None:
 def test_a_plan_of_the_short_track_is_the_short_track() -> None:
     budget = plan("20M", 70e6, "muon")
     assert (budget.rows, budget.steps) == (64, 534)
-    assert (budget.learning_rate, budget.muon_learning_rate) == (4e-3, 0.02)
+    assert (budget.learning_rate, budget.muon_learning_rate) == (1.6e-2, 0.02)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 FAILURE_FILE = "failure.json"
@@ -47,8 +48,10 @@ class StepWatch(TrainerCallback):
         loss = torch.stack(self._micro_losses).sum().float()
         self._micro_losses = []
         self._losses.append(loss)
+        if isinstance(grad_norm, DTensor):  # Of parameters that FSDP2 shards.
+            grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float32, device=loss.device)
-        self._norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        self._norms.append(norm)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_save:

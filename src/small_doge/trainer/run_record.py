@@ -14,7 +14,7 @@ import yaml
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from small_doge.trainer.callbacks import LOG_FILE
-from small_doge.utils.charts import chart
+from small_doge.utils.charts import curve
 from small_doge.utils.hardware import device_name
 from small_doge.utils.provenance import git_state, versions
 from small_doge.utils.throughput import clock_time
@@ -35,7 +35,7 @@ svg{width:100%;height:auto}pre{overflow:auto;background:#f6f6f6;padding:1rem}"""
 
 
 class RunRecord(TrainerCallback):
-    """Writes down each start of a run, and makes its page when it ends."""
+    """Writes down each start of a run in `run.json`."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,12 +57,6 @@ class RunRecord(TrainerCallback):
         }
         path.write_text(json.dumps({"starts": [*starts, start]}, indent=1) + "\n")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            write_report(Path(str(args.output_dir)))
-
 
 def write_report(folder: Path) -> Path:
     """Make `report.html` from what a run wrote into its folder; it needs no other file to be read."""
@@ -71,9 +65,9 @@ def write_report(folder: Path) -> Path:
     start = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["starts"][-1]
     charts = ""
     for name, title in CURVES.items():
-        points = [entry for entry in log if entry.get(name) is not None]
+        points = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
         if points:
-            charts += f"<div>{chart(title, points, name)}</div>"
+            charts += f"<div>{curve(title, points)}</div>"
     facts = {**_last_figures(log), **{name: start[name] for name in ("device", "processes", "engine", "source")}}
     facts["versions"] = ", ".join(f"{name} {number}" for name, number in start["versions"].items())
     table = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(str(value))}</tr>" for name, value in facts.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from small_doge.trainer.guards import StepWatch
 from small_doge.trainer.interruption import StopOnSignal
 from small_doge.trainer.memory import out_of_memory_advice
 from small_doge.trainer.optimizers import Muon, muon_groups
-from small_doge.trainer.run_record import RunRecord
+from small_doge.trainer.run_record import RunRecord, write_report
 from small_doge.trainer.unfreezing import StagedUnfreezing
 from small_doge.utils.scheduler import WSDScheduler
 
@@ -169,3 +170,5 @@ def run_to_end(trainer: Any, tokenizer: PreTrainedTokenizerBase, resume: str | N
             )
         raise SystemExit(143)
     save_finished(trainer, tokenizer)
+    if trainer.is_world_process_zero():
+        write_report(Path(trainer.args.output_dir))

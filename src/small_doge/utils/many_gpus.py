@@ -38,8 +38,8 @@ def step_on_paper(
 ) -> Step:
     """A data parallel step of `rows` rows over `gpus` GPUs.
 
-    Gradients in fp32 go through an all-reduce, 2 (n - 1) / n * 4 P bytes a GPU, in a tree of 2 log2(n) messages. It runs
-    beside the backward pass, two thirds of the computation; what is longer than that is waited for.
+    Gradients in fp32 go through an all-reduce, 2 (n - 1) / n * 4 P bytes a GPU, in a tree of 2 log2(n) messages. It
+    runs beside the backward pass, two thirds of the computation; what is longer than that is waited for.
 
     Raises:
         ValueError: more GPUs than rows, which leaves some without work.
