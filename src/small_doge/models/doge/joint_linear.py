@@ -13,10 +13,11 @@ from torch import Tensor, nn
 def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     """What each map gives for `x` [..., d], by one product with the weights put together.
 
-    It reads `x` once and not once a map, and backward makes the gradient of `x` in one product, without sums.
+    It reads `x` once and not once a map, and backward makes the gradient of `x` in one product, without sums. The map
+    of an `nn.Embedding` is the product with all of its rows.
     """
     if not _reshapable(x, *maps):
-        return tuple(m(x) for m in maps)
+        return tuple(F.linear(x, m.weight) if isinstance(m, nn.Embedding) else m(x) for m in maps)
     weights: list[Tensor] = [m.weight for m in maps]  # type: ignore[misc]
     return F.linear(x, torch.cat(weights)).split([w.shape[0] for w in weights], -1)
 
@@ -35,4 +36,7 @@ def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
 def _reshapable(x: Tensor, *maps: nn.Module) -> bool:
     if not (x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()):
         return False
-    return all(type(m) is nn.Linear and m.bias is None and not m._forward_pre_hooks for m in maps)
+    return all(
+        (type(m) is nn.Embedding or (type(m) is nn.Linear and m.bias is None)) and not m._forward_pre_hooks
+        for m in maps
+    )

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.joint_linear import joint_linear
-from small_doge.ops.expert_retrieval import balance_loss, expert_dots, expert_sum, search_experts
+from small_doge.ops.expert_retrieval import balance_loss, expert_dots, expert_sum, prefers_dense, search_experts
 
 
 class DogeMLP(nn.Module):
@@ -47,14 +47,23 @@ class DogeCDMoE(DogeMLP):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output [B, T, d], and the router's scores [2, B * T, n] for the experts' first and second keys."""
-        dense, _ = super().forward(x)
         tokens_Nd = x.flatten(0, 1)
-        scores_2Nn = self._split(self.router_gate(tokens_Nd))
+        if prefers_dense(self.down_embed.weight, tokens_Nd.shape[0], self.top_k):
+            maps = (self.gate_proj, self.up_proj, self.router_gate, self.down_embed)
+            gate, up, router_N2n, dots_NE = joint_linear(tokens_Nd, *maps)
+        else:
+            gate, up, router_N2n = joint_linear(tokens_Nd, self.gate_proj, self.up_proj, self.router_gate)
+            dots_NE = None
+        dense_Nd = self.down_proj(self.act_fn(gate) * up)
+        scores_2Nn = self._split(router_N2n)
         scores_Nk, index_Nk = search_experts(scores_2Nn.float(), self.top_k)
-        hidden_Nk = self.act_fn(expert_dots(tokens_Nd, self.down_embed.weight, index_Nk))
+        if dots_NE is None:
+            hidden_Nk = self.act_fn(expert_dots(tokens_Nd, self.down_embed.weight, index_Nk))
+        else:
+            hidden_Nk = self.act_fn(dots_NE.gather(1, index_Nk))
         weight_Nk = scores_Nk.softmax(-1).to(hidden_Nk.dtype) * hidden_Nk
         sparse_Nd = expert_sum(weight_Nk, self.up_embed.weight, index_Nk)
-        return dense + sparse_Nd.view_as(x).to(dense.dtype), scores_2Nn
+        return (dense_Nd + sparse_Nd.to(dense_Nd.dtype)).view_as(x), scores_2Nn
 
     def _split(self, logits_N2n: Tensor) -> Tensor:
         tokens = logits_N2n.shape[0]

@@ -22,6 +22,7 @@ __all__ = [
     "load_statistics",
     "naive_mixture",
     "naive_search",
+    "prefers_dense",
     "search_experts",
 ]
 
@@ -31,14 +32,15 @@ DENSE_EXPERTS = 4096
 
 def expert_dots(x_Nd: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
     """The dot product of each of N tokens with each of its k rows of the table: [N, k]."""
-    return (dense_dots if _is_dense(table_Ed, index_Nk) else gathered_dots)(x_Nd, table_Ed, index_Nk)
+    return (dense_dots if prefers_dense(table_Ed, *index_Nk.shape) else gathered_dots)(x_Nd, table_Ed, index_Nk)
 
 
 def expert_sum(weight_Nk: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
     """The weighted sum of each token's k rows of the table: [N, d]; a token's rows are distinct."""
-    return (dense_sum if _is_dense(table_Ed, index_Nk) else gathered_sum)(weight_Nk, table_Ed, index_Nk)
+    return (dense_sum if prefers_dense(table_Ed, *index_Nk.shape) else gathered_sum)(weight_Nk, table_Ed, index_Nk)
 
 
-def _is_dense(table_Ed: Tensor, index_Nk: Tensor) -> bool:
+def prefers_dense(table_Ed: Tensor, tokens: int, top_k: int) -> bool:
+    """Whether `expert_dots` and `expert_sum` take products with the whole table for so many tokens."""
     # Few tokens (decoding) touch fewer rows than the table has.
-    return table_Ed.is_cuda and table_Ed.shape[0] <= DENSE_EXPERTS and index_Nk.numel() >= table_Ed.shape[0]
+    return table_Ed.is_cuda and table_Ed.shape[0] <= DENSE_EXPERTS and tokens * top_k >= table_Ed.shape[0]

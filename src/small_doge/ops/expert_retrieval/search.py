@@ -40,8 +40,14 @@ def search_experts(scores_2Nn: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return scores_2Nn[0].gather(1, first) + scores_2Nn[1].gather(1, second), first * keys + second
 
 
-@lru_cache(maxsize=16)
+# Constant while torch.compile traces: it would warn that it looks through the cache.
+@torch.compiler.assume_constant_result
 def _candidates(keys: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    return _ranks(keys, top_k, device)
+
+
+@lru_cache(maxsize=16)
+def _ranks(keys: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The rank pairs that can be among the top k, in the order that decides ties."""
     pairs = [(a, b) for a in range(keys) for b in range(min(keys, top_k // (a + 1)))]
     ranks = torch.tensor(pairs, device=device)
