@@ -2,14 +2,16 @@
 
     python benchmarks/data_pipeline.py [--source FILE.jsonl.zst] [--workers 2] [--rounds 3] [--out DIR]
 
-Both read the same zstd JSON lines, tokenize with the same tokenizer, pack rows of 2048 and write them to disk, with the
-same number of workers, each run in a process of its own, interleaved. First it checks that the ids are those of the
-saved tokenizer on every document; where they are not, nothing is timed. Rows go to
-DIR/data_pipeline_DEVICE_DATE.json; the last line printed is JSON.
+Both read the same zstd JSON lines, tokenize with the same tokenizer, pack rows of 2048 and save a data set that
+`load_from_disk` reads, with the same number of workers, each run in a process of its own, interleaved, imports not
+counted. First it checks that the ids are those of the saved tokenizer; where they are not, nothing is timed. On a
+machine that others use too, compare tokens a CPU second. Rows go to DIR/data_pipeline_DEVICE_DATE.json; the last line
+printed is JSON.
 """
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -27,18 +29,19 @@ MAX_LENGTH = 2048
 
 
 def run_ours(source: str, tokenizer: str, out: Path, workers: int) -> int:
-    """Our pipeline; returns the tokens written."""
-    from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
+    """Our pipeline, as `small-doge data prepare` runs it; returns the tokens written."""
+    from small_doge.processor.prepare import prepare
 
-    mixed = mix_datasets_by_ratio(
-        [{source: 1.0}],
-        processing_class=tokenizer,
-        max_length=MAX_LENGTH,
-        dataset_num_proc=workers,
-        cache_dir=out,
-        test_share=0,
-    )
-    return mixed.report.figures["train"]["tokens_out"]
+    recipe = {
+        "stage": "pt",
+        "output": str(out / "saved"),
+        "tokenizer": tokenizer,
+        "datasets_and_ratios": [{source: 1.0}],
+        "max_length": MAX_LENGTH,
+        "dataset_num_proc": workers,
+        "test_share": 0,
+    }
+    return prepare(recipe).figures["train"]["tokens_out"]
 
 
 def run_map(source: str, tokenizer: str, out: Path, workers: int) -> int:
@@ -74,32 +77,44 @@ def run_floor(source: str, tokenizer: str, out: Path, workers: int) -> int:
 
 
 def run_read(source: str, tokenizer: str, out: Path, workers: int) -> int:
-    """Read prepared rows back in random order, one process; prints its own seconds."""
+    """Read prepared rows back shuffled, in batches of 32 with positions, as tensors, in one process."""
+    import torch
     from datasets import load_from_disk
-    from numpy.random import default_rng
 
-    from small_doge.processor.row_reader import RowReader
+    from small_doge.processor.row_reader import RowBatch, RowReader
+
+    def tensors(batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(batch.columns["input_ids"]), torch.from_numpy(batch.position_ids())
 
     reader = RowReader(load_from_disk(source)["train"])
-    order = default_rng(0).permutation(len(reader)).tolist()
+    loader = torch.utils.data.DataLoader(reader, batch_size=32, shuffle=True, collate_fn=tensors)
     start = time.perf_counter()
-    tokens = sum(int(reader[i]["input_ids"].sum() >= 0) * len(reader[i]["input_ids"]) for i in order)
+    tokens = sum(input_ids.numel() for input_ids, _ in loader)
     print(json.dumps({"encode_seconds": time.perf_counter() - start}))
     return tokens
 
 
 RUNS = {"ours": run_ours, "datasets.map": run_map, "bpe alone, 1 thread": run_floor, "read back": run_read}
+IMPORTS = ("torch", "trl", "transformers.trainer", "small_doge.processor.prepare", "small_doge.processor.row_reader")
 
 
 def child(variant: str, source: str, tokenizer: str, workers: int) -> None:
     """One run, measured; prints a JSON line."""
     out = Path(tempfile.mkdtemp(prefix="data_pipeline_"))
-    start = time.perf_counter()
+    for module in IMPORTS:
+        importlib.import_module(module)
+    start, before = time.perf_counter(), cpu_seconds()
     tokens = RUNS[variant](source, tokenizer, out, workers)
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
     shutil.rmtree(out)
     peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "peak_mib": peak / 1024}))
+    print(json.dumps({"tokens": tokens, "seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak / 1024}))
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its finished children."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(variant: str, source: str, tokenizer: str, workers: int) -> dict:
@@ -135,7 +150,7 @@ def check_ids(source: str, tokenizer: str, documents: int = 2000) -> int:
     return checked
 
 
-def cut_source(source: str, folder: Path, most_bytes: int) -> str:
+def cut_source(source: str, folder: Path, most_bytes: int, name: str = "source") -> str:
     """The first documents of a source, as zstd JSON lines."""
     import zstandard
 
@@ -147,7 +162,7 @@ def cut_source(source: str, folder: Path, most_bytes: int) -> str:
         size += len(lines[-1].encode())
         if size >= most_bytes:
             break
-    path = folder / "source.jsonl.zst"
+    path = folder / f"{name}.jsonl.zst"
     path.write_bytes(zstandard.compress("".join(lines).encode()))
     return str(path)
 
@@ -161,6 +176,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="a saved tokenizer; default: one of 32,768 tokens trained on the source")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--larger", type=int, default=4, help="also prepare so many times the text, for its memory")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--child")
     arguments = parser.parse_args()
@@ -181,6 +197,11 @@ def main() -> None:
     whole = mix_datasets_by_ratio([{source: 1.0}], processing_class=arguments.tokenizer, cache_dir=folder / "cache")
     whole.save_to_disk(str(prepared))
     results: dict[str, list[dict]] = {name: [] for name in RUNS}
+    if arguments.larger:
+        larger = cut_source(arguments.source, folder, arguments.megabytes * arguments.larger * 1_000_000, "larger")
+        variant = f"ours, {arguments.larger} times the text"
+        results[variant] = [measure("ours", larger, arguments.tokenizer, arguments.workers)]
+        print(variant, results[variant][-1], flush=True)
     for number in range(arguments.rounds):
         for variant in RUNS:
             where = str(prepared) if variant == "read back" else source
@@ -205,8 +226,12 @@ def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked
     }
     rows = []
     for variant, runs in results.items():
-        speeds = [run["tokens"] / run.get("encode_seconds", run["seconds"]) for run in runs]
-        for metric, values in (("tokens/s", speeds), ("peak MiB", [run["peak_mib"] for run in runs])):
+        measured = {
+            "tokens/s": [run["tokens"] / run.get("encode_seconds", run["seconds"]) for run in runs],
+            "tokens/CPU second": [run["tokens"] / run["cpu_seconds"] for run in runs],
+            "peak MiB": [run["peak_mib"] for run in runs],
+        }
+        for metric, values in measured.items():
             rows.append(
                 {
                     **common,
@@ -219,17 +244,22 @@ def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked
                 }
             )
     value = {row["variant"]: row["value"] for row in rows if row["metric"] == "tokens/s"}
+    by_cpu = {row["variant"]: row["value"] for row in rows if row["metric"] == "tokens/CPU second"}
     times = value["ours"] / value["datasets.map"]
+    times_by_cpu = by_cpu["ours"] / by_cpu["datasets.map"]
     share = value["ours"] / (value["bpe alone, 1 thread"] * arguments.workers)
-    for metric, number, variant in (("times datasets.map", times, "ours"), ("share of time in the BPE", share, "ours")):
-        rows.append(
-            {**common, "variant": variant, "metric": metric, "value": number, "n": arguments.rounds}
-            | {"min": number, "max": number}
-        )
+    summary = {
+        "times datasets.map": times,
+        "times datasets.map, by CPU time": times_by_cpu,
+        "share of time in the BPE": share,
+    }
+    for metric, number in summary.items():
+        spread = {"value": number, "n": arguments.rounds, "min": number, "max": number}
+        rows.append({**common, "variant": "ours", "metric": metric, **spread})
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"data_pipeline_{device}_{datetime.date.today()}.json"
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps({"ours": value["ours"], "times datasets.map": times, "share of time in the BPE": share}))
+    print(json.dumps({"ours": value["ours"], "read back": value["read back"], **summary}))
 
 
 if __name__ == "__main__":
