@@ -68,7 +68,7 @@ class PretrainMix:
     seed: int = 233
     workers: int = 1
     window_rows: int = 2048
-    shard_rows: int = 32_768
+    shard_rows: int = 8192
     quality: QualityOptions = QualityOptions()
     source_options: dict[str, dict[str, Any]] = field(default_factory=dict)
     read: Callable[[str, Report], Iterator[EncodedDocument]] | None = None
