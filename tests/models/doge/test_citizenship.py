@@ -146,13 +146,21 @@ def test_the_training_forward_and_backward_compile_without_a_graph_break(kind, w
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
 
 
-def test_a_compiled_model_is_not_compiled_again_for_the_same_shapes(make_model):
+@pytest.mark.parametrize("way", ["plain", "packed", "without logits"])
+def test_a_compiled_model_is_not_compiled_again_for_the_same_shapes(way, make_model):
+    """Other tokens, and other documents in the row, are no other graph; nor does either break the one there is."""
     torch._dynamo.reset()
-    compiled = torch.compile(make_model().train(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(make_model("mixture").train(), fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             ids = torch.randint(60, (2, 24), generator=torch.Generator().manual_seed(seed))
-            compiled(ids, labels=ids).loss.backward()
+            inputs = {"input_ids": ids, "labels": ids}
+            if way == "packed":
+                lengths = (5 + seed, 19 - seed)
+                inputs["position_ids"] = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1).contiguous()
+            elif way == "without logits":
+                inputs["loss_only"] = True
+            compiled(**inputs).loss.backward()
 
 
 @pytest.mark.slow
@@ -204,6 +212,15 @@ def test_the_tensor_parallel_plan_names_modules_that_exist_and_styles_that_trans
     for pattern, style in model.tp_plan.items():
         assert fnmatch.filter(names, pattern), pattern
         assert style in ALL_PARALLEL_STYLES
+
+
+def test_the_tensor_parallel_plan_is_a_part_of_transformers_own():
+    """We cut less than it does (a score needs every value head, and the experts' tables are small), nothing else."""
+    from transformers.models.doge.configuration_doge import DogeConfig as Theirs
+    from transformers.models.doge.modeling_doge import DogeForCausalLM as TheirModel
+
+    assert DogeConfig.base_model_tp_plan.items() <= Theirs.base_model_tp_plan.items()
+    assert DogeForCausalLM._tp_plan == TheirModel._tp_plan
 
 
 def test_columns_are_cut_where_rows_are_cut_after_them():

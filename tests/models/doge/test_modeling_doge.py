@@ -133,6 +133,68 @@ def test_in_single_precision_distinct_tokens_agree_to_1e_4(kind, way, make_model
     assert (way(model, ids) - plain(model, ids)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    "way", [trained, prefilled_in_chunks, decoded, packed, padded_on_the_left], ids=lambda way: way.__name__
+)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_neighbors(kind, way, make_model):
+    model = make_model(kind, dtype=torch.float64)
+    ids, others = text(), text(4)[2:]
+    together = way(model, torch.cat((ids[:1], others[:1])))
+    torch.testing.assert_close(together[:1], way(model, ids)[:1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("way", [trained, decoded, packed, padded_on_the_left], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@torch.no_grad()
+def test_in_half_precision_every_way_stays_near_single_precision(dtype, way, make_model):
+    # Without a mask: where it hides keys, the noise of half precision may choose others.
+    half, full = (way(make_model(dtype=d, keep_window_size=128), text()).float() for d in (dtype, torch.float32))
+    assert (half - full).abs().mean() < 0.05 * full.abs().mean()
+
+
+def gradients(model, runs):
+    """Gradients of the sum of the losses of some runs, each the arguments of the forward."""
+    model.zero_grad()
+    for inputs in runs:
+        model(**inputs, num_items_in_batch=1).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def assert_same_gradients(found, expected):
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_documents_give_the_gradients_of_the_same_documents_apart(kind, backend, make_model):
+    model = make_model(kind, dtype=torch.float64, attn=backend).train()
+    documents = text(1).split([13, 30, 21], 1)
+    positions = torch.cat([torch.arange(document.shape[1]) for document in documents])[None]
+    row = {"input_ids": text(1), "position_ids": positions, "labels": text(1).masked_fill(positions == 0, -100)}
+    apart = [{"input_ids": document, "labels": document} for document in documents]
+    assert_same_gradients(gradients(model, [row]), gradients(model, apart))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_batch_gives_the_gradients_of_its_rows_alone(kind, backend, make_model):
+    model = make_model(kind, dtype=torch.float64, attn=backend).train()
+    ids, mask = text(), torch.ones(2, LENGTH, dtype=torch.long)
+    mask[0, :9] = 0
+    batch = {
+        "input_ids": ids.masked_fill(mask == 0, 2),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        # The first token after the padding is predicted from padding, which no row alone does.
+        "labels": ids.masked_fill(mask.cumsum(1) < 2, -100),
+    }
+    alone = [{"input_ids": row, "labels": row} for row in (ids[:1, 9:], ids[1:])]
+    assert_same_gradients(gradients(model, [batch]), gradients(model, alone))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_the_window_matters_in_these_tests(kind, make_model):

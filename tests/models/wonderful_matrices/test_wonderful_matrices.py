@@ -216,6 +216,44 @@ def test_every_way_gives_the_plain_logits_and_a_prefix_never_changes(attn, way):
     assert moved[:25].max() < tolerance / 10 and moved[25] > 1e-3
 
 
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_neighbors(way):
+    model = make()
+    other = torch.cat((text()[:1], text(4)[3:]))
+    torch.testing.assert_close(way(model, other)[:1], way(model, text())[:1], atol=1e-12, rtol=0)
+
+
+def gradients(model, runs):
+    model.train().zero_grad()
+    for inputs in runs:
+        model(**inputs, num_items_in_batch=1).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("packing", ["packed", "padded", "on the eager backend"])
+def test_gradients_are_those_of_each_document_alone(packing):
+    ids = text(1)
+    apart = [{"input_ids": part, "labels": part} for part in ids.split([13, 27], 1)]
+    dtype = torch.float64
+    if packing == "packed":
+        positions = torch.cat((torch.arange(13), torch.arange(27)))[None]
+        runs = [{"input_ids": ids, "position_ids": positions, "labels": ids.masked_fill(positions == 0, -100)}]
+    elif packing == "padded":
+        rows = torch.cat((F.pad(ids[:, :13], (14, 0)), ids[:, 13:]))
+        mask = torch.ones_like(rows)
+        mask[0, :14] = 0
+        labels = rows.masked_fill(mask.cumsum(1) < 2, -100)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        runs = [{"input_ids": rows, "attention_mask": mask, "position_ids": positions, "labels": labels}]
+    else:
+        # transformers' eager attention computes its softmax in fp32 whatever the model is in.
+        runs, dtype = apart, torch.float32
+    found = gradients(make(dtype, "eager" if runs is apart else "sdpa"), runs)
+    for name, gradient in gradients(make(dtype), apart).items():
+        torch.testing.assert_close(found[name], gradient, msg=name, atol=1e-4 if runs is apart else 1e-9, rtol=1e-4)
+
+
 def test_generation_with_its_cache_is_generation_without():
     model = make()
     model.generation_config.eos_token_id = None
