@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from small_doge.trainer.checkpoints import STAGING, AtomicCheckpoints, disk_errors, last_checkpoint
+from small_doge.trainer.checkpoints import (
+    STAGING,
+    AtomicCheckpoints,
+    disk_errors,
+    last_checkpoint,
+    warn_of_little_space,
+)
 
 
 class Accelerator:
@@ -97,3 +103,12 @@ def test_a_full_disk_is_told_in_one_line_with_what_is_safe(tmp_path: Path) -> No
     assert "checkpoint-7" in str(error.value)
     with pytest.raises(OSError, match="read-only"), disk_errors("checkpoint-8", tmp_path):
         raise OSError(errno.EROFS, "read-only")
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told_beforehand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_little_space(tmp_path, parameters=1000, kept=3)
+    assert not caplog.records
+    warn_of_little_space(tmp_path, parameters=10**15, kept=3)
+    assert "lower save_total_limit" in caplog.text

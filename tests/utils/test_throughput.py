@@ -45,6 +45,15 @@ def test_clock_time(seconds: float | None, text: str) -> None:
 def test_mfu_of_a_known_gpu_and_none_of_an_unknown_one() -> None:
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA L40") == 181e12
+    assert peak_flops("NVIDIA GeForce RTX 4090") == 165e12
     assert mfu(104e6, 1_000_000, "NVIDIA H100 80GB HBM3") == pytest.approx(104e12 / 989e12)
     assert mfu(104e6, 1_000_000, "NVIDIA H100 80GB HBM3", devices=2) == pytest.approx(52e12 / 989e12)
     assert mfu(104e6, 1_000_000, "Some Future GPU") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA RTX A4000", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 3080 Ti", "NVIDIA H1000"]
+)
+def test_a_gpu_whose_name_is_only_like_a_known_one_has_no_peak(name: str) -> None:
+    assert peak_flops(name) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
+
+logger = logging.getLogger(__name__)
 
 STAGING = ".incomplete"
 
@@ -49,6 +52,19 @@ def _disk_is_full(error: Exception, folder: str | os.PathLike[str]) -> bool:
     if "No space left" in str(error) or "os error 28" in str(error):
         return True
     return "inline_container" in str(error) and shutil.disk_usage(folder).free < 2**20
+
+
+def warn_of_little_space(folder: str | os.PathLike[str], parameters: int, kept: int | None) -> None:
+    """Say beforehand that a disk will not hold the checkpoints to keep and one more: fp32 weights and two moments each."""
+    needed = 12 * parameters * ((kept or 2) + 1)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        logger.warning(
+            "%s has %.1f GB free, and its checkpoints need about %.1f: free some space or lower save_total_limit.",
+            folder,
+            free / 1e9,
+            needed / 1e9,
+        )
 
 
 class AtomicCheckpoints:

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
-# Dense bf16 tensor-core peak in FLOP/s, from the vendors' data sheets (without sparsity), by a part of the device's
-# name.
+# Dense bf16 tensor-core peak in FLOP/s with fp32 accumulation, from the vendor's data sheets and architecture papers
+# (without sparsity), by words of the name that torch reports.
 PEAK_BF16_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
     "H100 PCIe": 756e12,
     "H100": 989e12,
     "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
     "A10G": 70e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 5090": 209e12,
     "RTX 4090": 165e12,
+    "RTX 4080": 97e12,
     "RTX 3090": 71e12,
+    "RTX 3080": 59e12,
+    "RTX 3070": 40e12,
 }
+# Other chips or clocks under a name that begins alike.
+VARIANT = re.compile(r"\b(Ti|SUPER|Laptop|Max-Q|Mobile|D)\b")
 
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 FLOP/s of a GPU by its name as torch reports it; None for one that is not in the table."""
-    matches = [name for name in PEAK_BF16_FLOPS if name in device_name]
-    return PEAK_BF16_FLOPS[max(matches, key=len)] if matches else None
+    names = [name for name in PEAK_BF16_FLOPS if re.search(rf"\b{name}\b", device_name)]
+    if not names or VARIANT.search(device_name):
+        return None
+    return PEAK_BF16_FLOPS[max(names, key=len)]
 
 
 def default_device() -> torch.device:
