@@ -55,7 +55,7 @@ def _disk_is_full(error: Exception, folder: str | os.PathLike[str]) -> bool:
 
 
 def warn_of_little_space(folder: str | os.PathLike[str], parameters: int, kept: int | None) -> None:
-    """Say beforehand that a disk will not hold the checkpoints to keep and one more: fp32 weights and two moments each."""
+    """Say beforehand that a disk will not hold the checkpoints to keep and one more, at 12 bytes a parameter."""
     needed = 12 * parameters * ((kept or 2) + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
