@@ -45,10 +45,10 @@ class Row:
         self.limit += [NEVER] * new
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """Number of tokens that both begin with."""
     shorter = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:shorter]) != np.asarray(b[:shorter]))
+    different = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(different[0]) if len(different) else shorter
 
 
@@ -68,10 +68,11 @@ def build_rows(sequences: Sequence[list[int]], asked: Sequence[int], longest: in
         token_cost: Cost of a token outside attention, measured in pairs of a query and a key.
     """
     rows: list[Row] = []
-    previous: list[int] = []
+    previous = np.empty(0, np.int64)
     for index in sorted(range(len(sequences)), key=lambda i: sequences[i]):
         sequence = sequences[index]
-        shared = common_prefix(previous, sequence)
+        tokens = np.array(sequence)
+        shared = common_prefix(previous, tokens)
         new = len(sequence) - shared
         length = len(rows[-1]) if rows else 0
         worth = (length - shared) ** 2 <= token_cost * shared + shared**2
@@ -80,7 +81,7 @@ def build_rows(sequences: Sequence[list[int]], asked: Sequence[int], longest: in
             shared = 0
         rows[-1].add(sequence, shared)
         rows[-1].asked[index] = rows[-1].path[len(sequence) - asked[index] :]
-        previous = sequence
+        previous = tokens
     return rows
 
 
