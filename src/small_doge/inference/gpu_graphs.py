@@ -26,14 +26,24 @@ from small_doge.inference.gpu_kernels import (
 )
 from small_doge.inference.gpu_sampling_kernels import record_kernel, scan_kernel, threshold_kernel
 from small_doge.inference.gpu_state import SlotState
-from small_doge.inference.gpu_step import head_logits
+from small_doge.inference.gpu_step import head_logits, read
 from small_doge.inference.gpu_weights import DecodeWeights, LayerWeights
 
-MATVEC_LANES = 8
-"""Most lanes that the matrix-vector kernels serve."""
+MATVEC_LANES = 2
+"""Most lanes that the matrix-vector kernels serve: an H100 took 130 and 198 us for a token of one lane of the 20M by
+them and by cuBLAS, 317 and 200 us for one of eight (benchmarks/results, 2026-11-25)."""
+
+OVERLAP = False
+"""Whether the matrix-vector kernels are launched early, to load their weights while the kernel before still runs."""
 
 STEPS_PER_GRAPH = 8
 """Tokens of one replay where the step is short."""
+
+ATTEND_PARTS, ATTEND_WHOLE = (32, 4, 3), (64, 4, 3)
+"""Slots of a block, warps and pipeline stages of attention, for a lane cut in parts and for a whole one."""
+
+GRAPHED_PROMPT = 1024
+"""Most tokens, padding included, of prompts that are read from a graph."""
 
 BLOCK_VOCAB = 2048
 TILE = 8192
@@ -58,8 +68,10 @@ def power_of_two(n: int) -> int:
 class KernelStep:
     """The token step as kernel launches over `lanes` lanes; same calls as `EagerStep`."""
 
-    def __init__(self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES) -> None:
-        self.weights, self.state, self.matvec_lanes = weights, state, matvec_lanes
+    def __init__(
+        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool = OVERLAP
+    ) -> None:
+        self.weights, self.state, self.matvec_lanes, self.overlap = weights, state, matvec_lanes, overlap
         config, device = weights.config, state.length.device
         self.width, self.inner, self.vocab = config.hidden_size, config.intermediate_size, config.vocab_size
         self.heads, self.size = config.num_attention_heads, config.head_size
@@ -92,7 +104,8 @@ class KernelStep:
     def splits(self, lanes: int) -> int:
         """Parts that the slots of a lane are read in, so that a few lanes still fill the GPU."""
         wanted = max(1, 64 // (lanes * self.state.heads))
-        return min(16, power_of_two(wanted))
+        # What puts them together holds all parts of a lane in registers.
+        return max(1, min(16, power_of_two(wanted), TILE // power_of_two(self.width)))
 
     def set_rows(self, rows: Sequence[int]) -> None:
         """The rows that the next calls work on."""
@@ -101,6 +114,10 @@ class KernelStep:
         self.lanes[: self.bucket] = -1
         self.lanes[: len(rows)] = self.rows.to(torch.int32)
         self._embed()
+
+    def read(self, rows: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """`gpu_step.read`."""
+        return read(self.weights, self.state, rows, ids, lengths)
 
     def feed(self) -> None:
         """Append each row's token and keep the next logits."""
@@ -127,6 +144,11 @@ class KernelStep:
 
     def _run(self, name: str, body: Callable[[], None]) -> None:
         body()
+
+    def _launch(self) -> dict[str, bool]:
+        """Between matrix-vector kernels, each may start while the one before still runs."""
+        overlap = self.overlap and 0 < self.bucket <= self.matvec_lanes
+        return {"OVERLAP": overlap} | ({"launch_pdl": True} if overlap else {})
 
     def _embed(self) -> None:
         tokens = self.state.token[self.rows].long()
@@ -171,17 +193,19 @@ class KernelStep:
         outputs = out.shape[1]
         tile = matvec_tile(outputs, matrix.shape[1])
         eps = self.weights.config.rms_norm_eps
-        kernel[(triton.cdiv(outputs, tile["BN"]),)](x, norm, matrix, out, eps, outputs, M=lanes, **tile)
+        options = tile | self._launch()
+        kernel[(triton.cdiv(outputs, tile["BN"]),)](x, norm, matrix, out, eps, outputs, M=lanes, **options)
 
     def _output(self, source: Tensor, matrix: Tensor, residual: Tensor, lanes: int, splits: int) -> None:
         tile = matvec_tile(self.width, matrix.shape[1])
         output_kernel[(triton.cdiv(self.width, tile["BN"]),)](
             *(source, self.tops, self.totals, matrix, residual, self.x, self.width),
-            **(tile | {"M": lanes, "H": self.heads, "SPLITS": splits}),
+            **(tile | {"M": lanes, "H": self.heads, "SPLITS": splits} | self._launch()),
         )
 
     def _attend(self, layer: LayerWeights, index: int, lanes: int, splits: int, parts: bool) -> None:
         state, weights, config = self.state, self.weights, self.weights.config
+        block, warps, stages = ATTEND_PARTS if parts else ATTEND_WHOLE
         attend_kernel[(lanes, state.heads, splits)](
             self.qkv,
             *(layer.q_norm, layer.k_norm, layer.dt, layer.A, weights.inv_freq),
@@ -198,12 +222,14 @@ class KernelStep:
             DP=max(16, power_of_two(self.size)),
             RP=max(16, power_of_two(self.heads // state.heads)),
             WIDE=power_of_two(self.kv_heads * self.size),
-            BN=32 if parts else 64,
+            BN=block,
             SPLITS=splits,
             PARTS=parts,
             NORM=layer.q_norm is not None,
             PRECISION="ieee",
-            num_warps=4,
+            num_warps=warps,
+            num_stages=stages,
+            **self._launch(),
         )
 
     def _sample(self, filtered: bool, fed: bool) -> None:
@@ -215,6 +241,7 @@ class KernelStep:
                 *(self.threshold, self.vocab),
                 VP=power_of_two(self.vocab),
                 num_warps=16,
+                **self._launch(),
             )
         found = (self.best, self.which, self.peak, self.total)
         scan_kernel[(lanes, self.blocks)](
@@ -223,6 +250,7 @@ class KernelStep:
             FED=int(fed),
             FILTERED=filtered,
             BV=BLOCK_VOCAB,
+            **self._launch(),
         )
         record_kernel[(lanes,)](
             *(self.logits, self.lanes, state.active, *found, state.tokens, state.log_probs, state.token, state.seen),
@@ -233,6 +261,7 @@ class KernelStep:
             K=self.width,
             KP=power_of_two(self.width),
             num_warps=1,
+            **self._launch(),
         )
 
 
@@ -246,10 +275,50 @@ def matvec_tile(outputs: int, inputs: int) -> dict[str, int]:
 class GraphedStep(KernelStep):
     """`KernelStep` replayed from CUDA graphs, captured at the first use of each number of lanes."""
 
-    def __init__(self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES) -> None:
-        super().__init__(weights, state, matvec_lanes)
+    def __init__(
+        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool = OVERLAP
+    ) -> None:
+        super().__init__(weights, state, matvec_lanes, overlap)
         self._graphs: dict[tuple[int, str, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._readers: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor], Tensor]] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def read(self, rows: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """`gpu_step.read`, from a graph where launches and not arithmetic take the time."""
+        batch, longest = power_of_two(len(ids)), max(16, power_of_two(ids.shape[1]))
+        if batch * longest > GRAPHED_PROMPT or longest > self.state.slots:
+            return super().read(rows, ids, lengths)
+        key = (batch, longest)
+        if key not in self._readers:
+            self._readers[key] = self._capture_reader(batch, longest, rows)
+        graph, (rows_in, ids_in, lengths_in), logits = self._readers[key]
+        # The last prompt stands in for those that are missing: written twice, its row holds the same.
+        for into, given in ((rows_in, rows), (ids_in[:, : ids.shape[1]], ids), (lengths_in, lengths)):
+            into[: len(given)] = given
+            into[len(given) :] = given[-1]
+        graph.replay()
+        return logits[: len(ids)]
+
+    def _capture_reader(
+        self, batch: int, longest: int, rows: Tensor
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor], Tensor]:
+        device = rows.device
+        # Compiled on a row that is about to be overwritten.
+        rows_in = rows[-1:].repeat(batch)
+        ids_in, lengths_in = torch.zeros(batch, longest, dtype=torch.long, device=device), torch.ones_like(rows_in)
+
+        def body() -> Tensor:
+            return read(self.weights, self.state, rows_in, ids_in, lengths_in)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            body()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = body()
+        return graph, (rows_in, ids_in, lengths_in), logits
 
     def draw(self, filtered: bool, steps: int) -> None:
         """Append each row's token and draw the next, `steps` times."""

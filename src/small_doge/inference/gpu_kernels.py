@@ -10,9 +10,24 @@ K is what a product sums over, KP the power of two above it, M the number of lan
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 LOG2E = tl.constexpr(1.4426950408889634)
 FAR = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def let_next_begin(OVERLAP: tl.constexpr):
+    """Programmatic dependent launch: the kernel after this one may start, and load its weights, from now on."""
+    if OVERLAP:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_last(OVERLAP: tl.constexpr):
+    """Wait until the kernel before has written everything. Before this, nothing but weights may be read."""
+    if OVERLAP:
+        gdc_wait()
 
 
 @triton.jit
@@ -34,11 +49,23 @@ def load_normed(x_ptr, norm_ptr, eps, K: tl.constexpr, KP: tl.constexpr):
 
 @triton.jit
 def project_kernel(
-    x_ptr, norm_ptr, w_ptr, out_ptr, eps, N, K: tl.constexpr, KP: tl.constexpr, M: tl.constexpr, BN: tl.constexpr
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    out_ptr,
+    eps,
+    N,
+    K: tl.constexpr,
+    KP: tl.constexpr,
+    M: tl.constexpr,
+    BN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """out[m] = W norm(x[m])."""
+    let_next_begin(OVERLAP)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     w = load_matrix(w_ptr, n, N, K, KP)
+    wait_for_last(OVERLAP)
     for m in tl.static_range(M):
         x = load_normed(x_ptr + m * K, norm_ptr, eps, K, KP)
         y = tl.sum(w * x[None, :], 1)
@@ -47,12 +74,24 @@ def project_kernel(
 
 @triton.jit
 def gated_kernel(
-    x_ptr, norm_ptr, w_ptr, out_ptr, eps, N, K: tl.constexpr, KP: tl.constexpr, M: tl.constexpr, BN: tl.constexpr
+    x_ptr,
+    norm_ptr,
+    w_ptr,
+    out_ptr,
+    eps,
+    N,
+    K: tl.constexpr,
+    KP: tl.constexpr,
+    M: tl.constexpr,
+    BN: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """out[m] = silu(W_gate y) * (W_up y) with y = norm(x[m]); W is [2N, K], the gate first."""
+    let_next_begin(OVERLAP)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     w_gate = load_matrix(w_ptr, n, N, K, KP)
     w_up = load_matrix(w_ptr + N * K, n, N, K, KP)
+    wait_for_last(OVERLAP)
     for m in tl.static_range(M):
         x = load_normed(x_ptr + m * K, norm_ptr, eps, K, KP)
         gate = tl.sum(w_gate * x[None, :], 1)
@@ -76,12 +115,15 @@ def output_kernel(
     BN: tl.constexpr,
     H: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """x[m] = residual * x[m] + W a[m], in place; with SPLITS, a is put together from the parts of `attend_kernel`."""
+    let_next_begin(OVERLAP)
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.arange(0, KP)
     w = load_matrix(w_ptr, n, N, K, KP)
     residual = tl.load(residual_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+    wait_for_last(OVERLAP)
     for m in tl.static_range(M):
         if SPLITS == 0:
             a = tl.load(in_ptr + m * K + k, mask=k < K, other=0.0).to(tl.float32)
@@ -192,6 +234,7 @@ def attend_kernel(
     PARTS: tl.constexpr,
     NORM: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One lane, one cache head, one part of its slots: insert the new key, attend, and find who leaves next.
 
@@ -199,14 +242,16 @@ def attend_kernel(
     step before, and the entry for the step after is another (`victims`, by the parity of the length). With PARTS, out
     is the unnormalized sum [lane, split, H D] in fp32, with its peak (base 2) and total [lane, split, H].
     """
+    let_next_begin(OVERLAP)
+    wait_for_last(OVERLAP)
     lane = tl.program_id(0)
     g = tl.program_id(1)
     split = tl.program_id(2)
+    # Loads that wait for one another cost more here than bytes do: no branch, and first what hangs on the lane alone.
     row = tl.load(lanes_ptr + lane)
-    if row < 0:
-        return
-    if tl.load(active_ptr + row) == 0:
-        return
+    working = row >= 0
+    row = tl.maximum(row, 0)
+    working = working & (tl.load(active_ptr + row) == 1)
     length = tl.load(length_ptr + row)
     dtype = keys_ptr.dtype.element_ty
     d = tl.arange(0, DP)
@@ -244,10 +289,10 @@ def attend_kernel(
     full = length >= slots
     parity = length % 2
     slot = tl.where(full, tl.load(victims_ptr + parity * victims_stride), length)
-    lowest = comparable(tl.load(scores_ptr + slot))
+    lowest = comparable(tl.load(scores_ptr + tl.minimum(slot, slots - 1)))
     stays_out = (full & (comparable(score) < lowest)).to(tl.int32)
     replaced = tl.where(stays_out == 1, -1, slot)
-    seen = tl.minimum(length, slots)
+    seen = tl.where(working, tl.minimum(length, slots), 0)
 
     # The new key is not read back from the cache: part 0 begins with it.
     fresh = (split == 0) & (stays_out == 0)
@@ -288,7 +333,7 @@ def attend_kernel(
         out = weighted / total[:, None]
         tl.store(out_ptr + lane * H * D + (head * D)[:, None] + d[None, :], out.to(dtype), mask=mask)
 
-    if split == 0:
+    if (split == 0) & working:
         if stays_out == 0:
             tl.store(keys_ptr + slot * D + d, key, mask=d < D)
             tl.store(values_ptr + slot * D + d, value, mask=d < D)

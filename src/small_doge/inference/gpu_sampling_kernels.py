@@ -7,6 +7,8 @@ its threshold is found by bisection over the ordered bits of the logits, all of 
 import triton
 import triton.language as tl
 
+from small_doge.inference.gpu_kernels import let_next_begin, wait_for_last
+
 MAX_STOPS = tl.constexpr(8)
 
 
@@ -64,8 +66,11 @@ def threshold_kernel(
     threshold_ptr,
     V,
     VP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The lowest adjusted logit of a lane that top-k, top-p and min-p let through."""
+    let_next_begin(OVERLAP)
+    wait_for_last(OVERLAP)
     lane = tl.program_id(0)
     row = tl.load(lanes_ptr + lane)
     if row < 0:
@@ -123,8 +128,11 @@ def scan_kernel(
     FED: tl.constexpr,
     FILTERED: tl.constexpr,
     BV: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """The best token of one block, and the block's share of the softmax under the model."""
+    let_next_begin(OVERLAP)
+    wait_for_last(OVERLAP)
     lane = tl.program_id(0)
     block = tl.program_id(1)
     row = tl.load(lanes_ptr + lane)
@@ -176,11 +184,14 @@ def record_kernel(
     BP: tl.constexpr,
     K: tl.constexpr,
     KP: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Write the lane's token down, end the row if it is through, and begin the next step with the token's embedding.
 
     Launched with one warp: what it reads and then writes must not be read by a second one in between.
     """
+    let_next_begin(OVERLAP)
+    wait_for_last(OVERLAP)
     lane = tl.program_id(0)
     row = tl.load(lanes_ptr + lane)
     if row < 0:

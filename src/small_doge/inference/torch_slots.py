@@ -19,9 +19,9 @@ from torch import Tensor
 
 from small_doge.inference.gpu_sampling import choose, record
 from small_doge.inference.gpu_state import MAX_STOPS, SlotState
-from small_doge.inference.gpu_step import Rows, feed, head_logits
+from small_doge.inference.gpu_step import Rows, feed, head_logits, read
 from small_doge.inference.gpu_weights import DecodeWeights
-from small_doge.inference.native import Generation
+from small_doge.inference.slots import Generation
 from small_doge.models.doge.cache_doge import DogeCache
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
 
@@ -46,6 +46,10 @@ class EagerStep:
         self.rows = slice(rows[0], rows[-1] + 1) if one_after_another else torch.tensor(list(rows), device=device)
         # Read once: from here on each step adds one token at most.
         self.longest = int(self.state.length[self.rows].max())
+
+    def read(self, rows: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
+        """`gpu_step.read`."""
+        return read(self.weights, self.state, rows, ids, lengths)
 
     def feed(self) -> None:
         """Append each row's token and keep the next logits."""
@@ -73,7 +77,8 @@ class TorchSlots:
     """A `SlotSession` in torch.
 
     Args:
-        model: A Doge. A prefill runs through it, and the token step through fused copies of its weights.
+        model: A Doge. Prompts and the token step go through fused copies of its weights; a prompt that continues a row
+            or is longer than the window goes through the model itself.
         batch: Number of rows.
         max_length: Tokens a row must hold; by default the longest that the model's positions are made for. The cache
             has `min(keep_window_size, max_length)` slots a head, and where the window is the smaller, a row may go on
@@ -161,18 +166,30 @@ class TorchSlots:
             # The longest together: less padding.
             together = fresh[-max(1, PREFILL_TOKENS // len(full[fresh[-1]])) :]
             del fresh[-len(together) :]
-            self._prefill([full[i] for i in together], [rows[i] for i in together], DogeCache(self.model.config))
+            self._prefill([full[i] for i in together], [rows[i] for i in together], None)
         for i in continued:
             self._prefill([full[i]], [rows[i]], self.state.load(rows[i], self._length[rows[i]]))
 
-    def _prefill(self, prompts: list[list[int]], rows: list[int], cache: DogeCache) -> None:
+    def _prefill(self, prompts: list[list[int]], rows: list[int], cache: DogeCache | None) -> None:
         device, longest = self.model.device, max(map(len, prompts))
-        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in zip(ids, prompts, strict=True):
+        padded = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in zip(padded, prompts, strict=True):
             row[: len(prompt)] = torch.tensor(prompt)
+        ids, at = padded.to(device), self._index(rows)
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         valid = torch.arange(longest, device=device) < lengths[:, None]
-        ids = ids.to(device)
+        self.state.seen[at[:, None].expand_as(ids)[valid], ids[valid]] = 1
+        if cache is None and longest <= self.state.slots:
+            self.state.logits[at] = self.runner.read(at, ids, lengths)
+        else:
+            self._prefill_model(at, ids, lengths, valid, cache or DogeCache(self.model.config))
+        for row, prompt in zip(rows, prompts, strict=True):
+            self._length[row] += len(prompt)
+            self._waiting[row] = "logits"
+
+    def _prefill_model(self, at: Tensor, ids: Tensor, lengths: Tensor, valid: Tensor, cache: DogeCache) -> None:
+        """Through the model with its own cache: rows that hold tokens already, and prompts beyond the window."""
+        longest = ids.shape[1]
         # Padding on the right is never seen by a real query; it matters only where it could push a key out.
         mask = valid.long() if longest > self.model.config.keep_window_size else None
         training = self.model.training
@@ -180,15 +197,9 @@ class TorchSlots:
         with self._precision():
             hidden = self.model.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)[0]
         self.model.train(training)
-        at = self._index(rows)
-        last = hidden[torch.arange(len(prompts), device=device), lengths - 1].to(self.dtype)
+        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1].to(self.dtype)
         self.state.logits[at] = head_logits(last, self.weights.head)
-        self.state.seen[at[:, None].expand_as(ids)[valid], ids[valid]] = 1
-        past = torch.tensor([self._length[row] for row in rows], device=device)
-        self.state.store(cache, at, past + lengths)
-        for row, prompt in zip(rows, prompts, strict=True):
-            self._length[row] += len(prompt)
-            self._waiting[row] = "logits"
+        self.state.store(cache, at, self.state.length[at] + lengths)
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], rows: Sequence[int]) -> np.ndarray:
