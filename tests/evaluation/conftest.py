@@ -1,5 +1,8 @@
 """A little model that was trained a little, with its tokenizer, for tests that need neither speed nor sense."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -46,3 +49,12 @@ def checkpoint(tmp_path_factory):
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The real evaluation files."""
+    folder = os.environ.get("SMALL_DOGE_DATA")
+    if not folder:
+        pytest.skip("needs real data: set SMALL_DOGE_DATA to its folder")
+    return Path(folder) / "eval"

@@ -2,8 +2,12 @@
 
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'small-doge[eval]'")
@@ -14,6 +18,7 @@ from small_doge.evaluation.lists import named_tasks, task_names
 from small_doge.inference import load
 from small_doge.models.loading import load_checkpoint
 
+ROOT = Path(__file__).parents[2]
 WIDE = {"COLUMNS": "240"}
 
 
@@ -150,6 +155,20 @@ def test_speed_is_measured_with_the_device_named(checkpoint, tmp_path):
 def test_a_mistake_is_named_with_the_mend(checkpoint, arguments, mend):
     with pytest.raises(ValueError, match=mend):
         run(*(checkpoint if argument == "CHECKPOINT" else argument for argument in arguments))
+
+
+@pytest.mark.parametrize("page", ["docs/evaluation.md"])
+def test_every_command_of_the_page_exists(page):
+    """Parsed, not run: the page's checkpoints are the reader's."""
+    eval_command = get_command(app).commands["eval"]
+    lines = re.findall(r"^small-doge eval (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 6
+    for line in lines:
+        arguments = shlex.split(line, comments=True)
+        name = arguments.pop(0) if arguments[0] in eval_command.commands else "checkpoint"
+        eval_command.commands[name].make_context(name, arguments)
+        if "--tasks" in arguments:
+            assert named_tasks(arguments[arguments.index("--tasks") + 1])
 
 
 def test_lists_name_the_tables_of_the_released_models():
