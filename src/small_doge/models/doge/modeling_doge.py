@@ -409,7 +409,7 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
         if outputs.router_logits is not None:
             new_mask = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
             balance = router_loss(outputs.router_logits, self.config.num_experts_per_tok, new_mask)
-        if loss is not None and balance is not None:
+        if labels is not None and loss is not None and balance is not None:
             # With num_items_in_batch the micro-batches of a step are summed, so each gives its share of the balance.
             items = kwargs.get("num_items_in_batch")
             share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items

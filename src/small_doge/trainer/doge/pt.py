@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
     trainer = PretrainingTrainer(
         model=model,
         args=args,
-        data_collator=PackedRows(args.document_masking),
+        data_collator=PackedRows(args.document_masking),  # type: ignore[arg-type]  # The reader gives no list.
         train_dataset=RowReader(data["train"]),
         eval_dataset=None if held_out is None else RowReader(held_out),
         processing_class=tokenizer,
