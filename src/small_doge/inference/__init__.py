@@ -2,28 +2,111 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from small_doge.inference.engine import Engine
 
-DTYPES = ("float32", "bfloat16", "float16")
+logger = logging.getLogger(__name__)
+
+DTYPES = ("fp32", "bf16", "int8", "int4")
+ALIASES = {"float32": "fp32", "bfloat16": "bf16"}
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
-def load(path: str, device: str = "cpu", dtype: str = "float32") -> Engine:
+def load(path: str, device: str = "cpu", dtype: str | None = None) -> Engine:
     """An engine for the checkpoint in `path` (a folder or a hub id).
 
+    On a CPU the native core runs a Doge in any of the types; where it is not built, or for an architecture that it does
+    not know, torch runs instead, in fp32 or bf16, and a warning says why. On a GPU torch runs in fp32 or bf16.
+
+    Args:
+        path: A checkpoint's folder, a hub id, or a file that `NativeModel.save` wrote beside the tokenizer's files.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: "fp32", "bf16" (torch's names are taken too), "int8" (8-bit weights and activations) or "int4" (4-bit
+            weights). By default int8 on a CPU and bf16 on a GPU.
+
     Raises:
-        ValueError: an unknown dtype, or a folder that is no whole checkpoint.
+        ValueError: an unknown dtype, one that the device does not run, or a folder that is no whole checkpoint.
     """
-    import torch
-    from transformers import AutoTokenizer
-
-    from small_doge.inference.engine import Engine
-    from small_doge.models.loading import load_checkpoint
-
+    on_cpu = device.startswith("cpu")
+    dtype = dtype or ("int8" if on_cpu else "bf16")
+    dtype = ALIASES.get(dtype, dtype)
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
-    model = load_checkpoint(path, getattr(torch, dtype))
-    torch.nn.Module.to(model, device)
-    return Engine(model, AutoTokenizer.from_pretrained(path))
+    if not on_cpu and dtype not in TORCH_DTYPES:
+        raise ValueError(f"dtype {dtype} runs on a CPU only: choose {' or '.join(TORCH_DTYPES)} for {device}.")
+    place = Path(path)
+    folder = place if place.is_dir() else place.parent if place.is_file() else download(path)
+    why_not = native_refusal(folder) if on_cpu else ""
+    backend: Any
+    if on_cpu and not why_not:
+        from small_doge.inference.native import NativeModel
+
+        backend = NativeModel.load(place if place.is_file() else folder, dtype)
+    else:
+        backend = load_in_torch(folder, device, dtype, why_not)
+    return with_tokenizer(backend, folder)
+
+
+def native_refusal(folder: Path) -> str:
+    """Why the native core does not run the checkpoint in `folder`; empty if it does."""
+    from small_doge.inference import native
+    from small_doge.inference.native.checkpoint import Unsupported, read_shape
+
+    if not native.is_available():
+        return native.reason()
+    try:
+        read_shape(folder)
+    except Unsupported as error:
+        return str(error)
+    return ""
+
+
+def load_in_torch(folder: Path, device: str, dtype: str, why_not_native: str) -> Any:
+    """The model in torch; where that is not what was asked for, one warning says so and why."""
+    import torch
+
+    from small_doge.inference.torch_backend import TorchBackend
+    from small_doge.models.loading import load_checkpoint
+
+    served = dtype if dtype in TORCH_DTYPES else "fp32"
+    if why_not_native:
+        logger.warning("%s runs through torch in %s: %s.", folder, served, why_not_native)
+    model: Any = load_checkpoint(str(folder), getattr(torch, TORCH_DTYPES[served]))
+    return TorchBackend(model.to(device))
+
+
+def download(name: str) -> Path:
+    """The folder of a model from the hub, without anything that could run.
+
+    Raises:
+        ValueError: neither a folder nor a model that the hub gives.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ValueError(f"{name} is neither a folder nor a model that the hub gives: {error}") from None
+
+
+def with_tokenizer(backend: Any, folder: Path) -> Engine:
+    """An engine from a loaded model and what stands beside it: the tokenizer and the tokens that end a completion."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    import small_doge  # noqa: F401  registers the family with the Auto classes
+    from small_doge.inference.engine import Engine
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ends = None
+    if (folder / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id
+    if ends is None:
+        ends = AutoConfig.from_pretrained(folder).eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return Engine(backend, tokenizer, ends if isinstance(ends, (list, tuple)) else [ends])

@@ -1,19 +1,24 @@
-"""Generation through torch: batched prefill and decode with the bounded cache, for any device."""
+"""From prompts to text, over whichever session serves the model: the native core, torch slots, or the model itself."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
-from small_doge.inference.sampling import SamplingParams, sample
+from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.slots import SlotSession
 
 Prompt = str | list[dict[str, Any]] | list[int]
+
+STREAM_TOKENS = 4
+"""Tokens that a stream draws at a time: few enough to look steady, enough that Python costs little beside them."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,33 @@ class Completion:
     prompt_tokens: int
 
 
+class Backend(Protocol):
+    """What an engine asks of a loaded model."""
+
+    def new_session(self, batch: int, longest: int | None = None) -> SlotSession:
+        """Rows for `batch` sequences, of up to `longest` tokens each; by default as long as the model allows."""
+
+    def hidden(self, prompts: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """The last hidden states [T, d] of each prompt, after the final norm."""
+
+
 class Engine:
-    """Generates with a Doge model and its tokenizer.
+    """Generates with a model and its tokenizer.
 
     Args:
-        model: A causal language model that makes its own cache.
+        backend: The loaded model.
         tokenizer: Its tokenizer; needs a chat template for conversations.
+        end_ids: Tokens that end a completion unless the parameters name others.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.model = model.eval()
+    def __init__(self, backend: Backend, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
+        self.backend = backend
         self.tokenizer = tokenizer
-        ends = model.generation_config.eos_token_id if model.generation_config else None
-        ends = model.config.eos_token_id if ends is None else ends
-        self.end_ids: tuple[int, ...] = tuple(ends) if isinstance(ends, (list, tuple)) else (ends,)
+        self.end_ids = tuple(end_ids)
+
+    def new_session(self, batch: int) -> SlotSession:
+        """Rows for `batch` sequences, to drive by hand."""
+        return self.backend.new_session(batch)
 
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams | None = None, batch_size: int = 64, **overrides: Any
@@ -57,37 +75,67 @@ class Engine:
 
         Args:
             prompts: Of any mix of kinds.
-            params: How to sample; `overrides` replace single fields (`generate(prompts, temperature=0.8)`).
+            params: How to sample; `overrides` replace single fields (`generate(prompts, temperature=0.8)`). With a
+                seed, prompt i draws with seed + i.
             batch_size: Prompts generated together.
         """
+        if not prompts:
+            return []
         params = dataclasses.replace(params or SamplingParams(), **overrides)
         encoded = [self.encode(prompt) for prompt in prompts]
-        # Prompts of like length go together: less padding.
+        # Prompts of like length go together: they end their prefill together.
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        generator = self._generator(params)
+        session = self.backend.new_session(min(batch_size, len(order)), self._longest(encoded, params))
+        stops = self._stops(params)
         completions: dict[int, Completion] = {}
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            rows = self._generate_batch([encoded[i] for i in indices], params, generator)
-            for index, (ids, log_probs) in zip(indices, rows, strict=True):
+            rows = range(len(indices))
+            session.reset(rows)
+            session.prefill([encoded[i] for i in indices], rows)
+            how = [self._of_row(params, i) for i in indices]
+            drawn = session.decode(params.max_new_tokens, how, [stops] * len(indices), rows)
+            for row, index in enumerate(indices):
+                n = int(drawn.lengths[row])
+                ids, log_probs = drawn.tokens[row, :n].tolist(), drawn.logprobs[row, :n].tolist()
                 completions[index] = self._completion(encoded[index], ids, log_probs, params)
         return [completions[i] for i in range(len(encoded))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any) -> Iterator[str]:
-        """Complete one prompt, yielding text as soon as it is certain (a character may span several tokens)."""
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **overrides: Any
+    ) -> Generator[str, None, Completion]:
+        """Complete one prompt, yielding text as soon as it is certain (a character may span several tokens).
+
+        The generator's value (what `yield from` gives) is the whole `Completion`.
+        """
         params = dataclasses.replace(params or SamplingParams(), **overrides)
+        encoded, stops = self.encode(prompt), self._stops(params)
+        session = self.backend.new_session(1, self._longest([encoded], params))
+        session.prefill([encoded], [0])
+        how = [self._of_row(params, 0)]
+        pieces = Pieces(self.tokenizer)
         ids: list[int] = []
-        shown = 0
-        for tokens, _ in self._steps([self.encode(prompt)], params, self._generator(params)):
-            token = int(tokens[0])
-            if token in self._stops(params):
+        log_probs: list[float] = []
+        while len(ids) < params.max_new_tokens:
+            # The first token alone: it should be seen at once.
+            now = min(STREAM_TOKENS if ids else 1, params.max_new_tokens - len(ids))
+            drawn = session.decode(now, how, [stops], [0])
+            n = int(drawn.lengths[0])
+            ids += drawn.tokens[0, :n].tolist()
+            log_probs += drawn.logprobs[0, :n].tolist()
+            ended = bool(drawn.stopped[0])
+            for token in ids[-n : -1 if ended else None]:
+                if piece := pieces.add(token):
+                    yield piece
+            if ended:
                 break
-            ids.append(token)
-            text = self._text(ids)
-            if not text.endswith("\ufffd"):
-                yield text[shown:]
-                shown = len(text)
-        yield self._text(ids)[shown:]
+        if piece := pieces.rest():
+            yield piece
+        return self._completion(encoded, ids, log_probs, params)
+
+    def embed(self, texts: Sequence[Prompt]) -> NDArray[np.float32]:
+        """The mean of the last hidden states over each text's tokens: [n, d]."""
+        return np.stack([states.mean(0) for states in self.backend.hidden([self.encode(text) for text in texts])])
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: a conversation through the chat template, a string after the beginning-of-text token.
@@ -110,77 +158,56 @@ class Engine:
         )
         return encoded["input_ids"]
 
-    def _text(self, ids: list[int]) -> str:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        assert isinstance(text, str)
-        return text
-
-    def _generator(self, params: SamplingParams) -> torch.Generator:
-        generator = torch.Generator(self.model.device)
-        if params.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(params.seed)
-        return generator
-
     def _stops(self, params: SamplingParams) -> tuple[int, ...]:
         return self.end_ids if params.stop_token_ids is None else params.stop_token_ids
 
-    def _generate_batch(
-        self, prompts: list[list[int]], params: SamplingParams, generator: torch.Generator
-    ) -> list[tuple[list[int], list[float]]]:
-        stops = torch.tensor(self._stops(params), device=self.model.device)
-        tokens, log_probs = [], []
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=self.model.device)
-        for token_B, log_prob_B in self._steps(prompts, params, generator):
-            tokens.append(token_B)
-            log_probs.append(log_prob_B)
-            done |= torch.isin(token_B, stops)
-            if bool(done.all()):
-                break
-        ids = torch.stack(tokens, 1)
-        ended = torch.isin(ids, stops)
-        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, ids.shape[1]).tolist()
-        scores = torch.stack(log_probs, 1).tolist()
-        return [(row[:n], score[:n]) for row, score, n in zip(ids.tolist(), scores, lengths, strict=True)]
+    def _of_row(self, params: SamplingParams, index: int) -> SamplingParams:
+        seed = secrets.randbits(62) if params.seed is None else params.seed + index
+        return dataclasses.replace(params, seed=seed)
 
-    @torch.inference_mode()
-    def _steps(
-        self, prompts: list[list[int]], params: SamplingParams, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens [B] and their log-probabilities [B], step by step, for a batch of prompts."""
-        device, longest = self.model.device, max(map(len, prompts))
-        input_ids = torch.full((len(prompts), longest), self.tokenizer.pad_token_id, device=device)
-        valid = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        for row, ids in enumerate(prompts):
-            input_ids[row, longest - len(ids) :] = torch.tensor(ids, device=device)
-            valid[row, longest - len(ids) :] = 1
-        seen = None
-        if params.repetition_penalty != 1:
-            seen = torch.zeros(len(prompts), self.model.config.vocab_size, dtype=torch.bool, device=device)
-            seen.scatter_(1, input_ids, valid.bool())
-        padded = min(map(len, prompts)) < longest
-        outputs = self.model(
-            input_ids=input_ids, attention_mask=valid if padded else None, use_cache=True, logits_to_keep=1
-        )
-        for step in range(params.max_new_tokens):
-            logits = outputs.logits[:, -1].float()
-            token = sample(logits, seen, params, generator)
-            yield token, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0]
-            if seen is not None:
-                seen.scatter_(1, token[:, None], True)
-            if step + 1 < params.max_new_tokens:
-                outputs = self.model(
-                    input_ids=token[:, None], past_key_values=outputs.past_key_values, use_cache=True, logits_to_keep=1
-                )
+    def _longest(self, encoded: Sequence[Sequence[int]], params: SamplingParams) -> int:
+        return max(map(len, encoded)) + params.max_new_tokens
 
     def _completion(
         self, prompt: list[int], ids: list[int], log_probs: list[float], params: SamplingParams
     ) -> Completion:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        assert isinstance(text, str)
         return Completion(
-            text=self._text(ids),
+            text=text,
             token_ids=ids,
             log_probs=log_probs,
             finish_reason="stop" if ids[-1] in self._stops(params) else "length",
             prompt_tokens=len(prompt),
         )
+
+
+class Pieces:
+    """Text from tokens, piece by piece, each only once no later token can change it.
+
+    Only the last few tokens are decoded again: the ones shown last, since a tokenizer may treat the beginning of a text
+    in its own way, and the ones not yet shown.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.shown: list[int] = []
+        self.waiting: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that is certain now and was not before; often empty."""
+        self.waiting.append(token)
+        text = self._text()
+        if text.endswith("\ufffd"):
+            return ""
+        self.shown, self.waiting = self.waiting, []
+        return text
+
+    def rest(self) -> str:
+        """What is left when no token follows."""
+        return self._text() if self.waiting else ""
+
+    def _text(self) -> str:
+        before: Any = self.tokenizer.decode(self.shown, skip_special_tokens=True)
+        both: Any = self.tokenizer.decode([*self.shown, *self.waiting], skip_special_tokens=True)
+        return both[len(before) :]

@@ -1,16 +1,15 @@
-"""How the next token is chosen from the logits."""
+"""How the next token is chosen from the logits: one set of settings for every engine."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What a generation may do; the defaults are greedy.
+    """What a generation may do; the defaults are greedy. The filters act in the order of transformers' logits
+    processors: repetition penalty, temperature, top-k, top-p, min-p.
 
     Args:
         max_new_tokens: Most tokens to generate for a prompt.
@@ -35,7 +34,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         checks = (
             (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}: ask for at least 1."),
-            (self.temperature >= 0, f"temperature is {self.temperature}: it cannot be negative."),
+            (0 <= self.temperature < math.inf, f"temperature is {self.temperature}: give 0 (greedy) or more."),
             (self.top_k >= 0, f"top_k is {self.top_k}: give 0 (off) or more."),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: give a share above 0, up to 1."),
             (0 <= self.min_p <= 1, f"min_p is {self.min_p}: give a share from 0 to 1."),
@@ -44,32 +43,3 @@ class SamplingParams:
         for holds, message in checks:
             if not holds:
                 raise ValueError(message)
-
-
-def sample(logits_BV: Tensor, seen_BV: Tensor | None, params: SamplingParams, generator: torch.Generator) -> Tensor:
-    """The next token of each sequence: [B].
-
-    Args:
-        logits_BV: Logits in fp32.
-        seen_BV: bool, the tokens that the repetition penalty applies to; None if it is off.
-    """
-    if seen_BV is not None:
-        penalized = torch.where(
-            logits_BV > 0, logits_BV / params.repetition_penalty, logits_BV * params.repetition_penalty
-        )
-        logits_BV = torch.where(seen_BV, penalized, logits_BV)
-    if params.temperature == 0:
-        return logits_BV.argmax(-1)
-    logits_BV = logits_BV / params.temperature
-    if params.top_k:
-        kth = logits_BV.topk(min(params.top_k, logits_BV.shape[-1])).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth, float("-inf"))
-    probabilities = logits_BV.softmax(-1)
-    if params.min_p:
-        probabilities = probabilities.where(probabilities >= params.min_p * probabilities.amax(-1, keepdim=True), 0.0)
-    if params.top_p < 1:
-        ordered, order = probabilities.sort(-1, descending=True)
-        before = ordered.cumsum(-1) - ordered
-        ordered = ordered.where(before < params.top_p * ordered.sum(-1, keepdim=True), 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]

@@ -1,17 +1,19 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import DogeForCausalLM
 
-from small_doge.inference.native import NativeModel, Sampling
+from small_doge.inference.native import NativeModel
+from small_doge.inference.sampling import SamplingParams
 
 PROMPTS = [[5, 17, 301, 44], [9], list(range(100, 200)), [7, 8, 7, 8, 7]]
 
 
 @pytest.fixture(scope="module")
 def core(tiny: tuple[DogeForCausalLM, Path]) -> NativeModel:
-    return NativeModel.load(tiny[1], "fp32", threads=2)
+    return NativeModel.load(tiny[1], "fp32", threads=1)
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -31,6 +33,13 @@ def test_greedy_decoding_follows_the_largest_logit_and_reports_its_logprob(core:
     assert out.finish_reasons == ["length"]
 
 
+def test_two_threads_draw_what_one_draws(core: NativeModel, tiny: tuple[DogeForCausalLM, Path]) -> None:
+    sessions = [model.new_session(3) for model in (core, NativeModel.load(tiny[1], "fp32", threads=2))]
+    logits = [session.prefill(PROMPTS[:3]) for session in sessions]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    np.testing.assert_array_equal(*(session.decode(10).tokens for session in sessions))
+
+
 def test_a_batch_equals_its_rows_alone(core: NativeModel) -> None:
     batch = core.new_session(4)
     together = batch.prefill(PROMPTS)
@@ -42,7 +51,7 @@ def test_a_batch_equals_its_rows_alone(core: NativeModel) -> None:
 
 
 def test_several_calls_equal_one(core: NativeModel) -> None:
-    how = Sampling(temperature=1.0, seed=3)
+    how = [SamplingParams(temperature=1.0, seed=seed) for seed in (3, 4)]
     whole, parts = core.new_session(2), core.new_session(2)
     for session in (whole, parts):
         session.prefill(PROMPTS[:2])
@@ -65,9 +74,9 @@ def test_a_stop_id_ends_its_row_only(core: NativeModel) -> None:
     stop = int(free[1, 4])
     session.reset()
     session.prefill(PROMPTS)
-    out = session.decode(20, stop_ids=[stop])
+    out = session.decode(20, stop_ids=[[stop], [stop], [], [stop]])
     for i in range(4):
-        hits = np.flatnonzero(free[i] == stop)
+        hits = np.flatnonzero(free[i] == stop) if i != 2 else np.array([])
         length = int(hits[0]) + 1 if hits.size else 20
         assert out.lengths[i] == length
         assert out.stopped[i] == bool(hits.size)
@@ -91,7 +100,19 @@ def test_a_row_can_be_reset_and_refilled_while_others_go_on(core: NativeModel) -
     np.testing.assert_array_equal(second.tokens[1], fresh.decode(12).tokens[0])
 
 
-def filtered(logits: np.ndarray, how: Sampling) -> np.ndarray:
+def test_a_copied_row_goes_on_as_its_source_and_leaves_it_alone(core: NativeModel) -> None:
+    session, alone = core.new_session(3, max_slots=12), core.new_session(1, max_slots=12)
+    session.prefill(PROMPTS[:3])
+    alone.prefill([PROMPTS[2]])
+    expected = alone.decode(20).tokens[0]
+    session.decode(4, rows=[2])  # the last drawn token waits to be fed
+    session.copy(2, 0)
+    assert session.length(0) == session.length(2) == len(PROMPTS[2]) + 3
+    np.testing.assert_array_equal(session.decode(16, rows=[0]).tokens[0], expected[4:])
+    np.testing.assert_array_equal(session.decode(16, rows=[2]).tokens[0], expected[4:])
+
+
+def filtered(logits: np.ndarray, how: SamplingParams) -> np.ndarray:
     """The distribution that the filters define, in the order of transformers' logits processors."""
     p = np.exp(log_softmax(logits / how.temperature))
     order = np.argsort(-p, kind="stable")
@@ -107,15 +128,15 @@ def filtered(logits: np.ndarray, how: Sampling) -> np.ndarray:
 @pytest.mark.parametrize(
     "how",
     [
-        Sampling(temperature=1.0),
-        Sampling(temperature=0.7, top_k=5),
-        Sampling(temperature=1.0, top_p=0.6),
-        Sampling(temperature=1.5, min_p=0.2),
-        Sampling(temperature=0.8, top_k=40, top_p=0.9, min_p=0.02),
+        SamplingParams(temperature=1.0),
+        SamplingParams(temperature=0.7, top_k=5),
+        SamplingParams(temperature=1.0, top_p=0.6),
+        SamplingParams(temperature=1.5, min_p=0.2),
+        SamplingParams(temperature=0.8, top_k=40, top_p=0.9, min_p=0.02),
     ],
     ids=str,
 )
-def test_draws_follow_the_filtered_distribution(core: NativeModel, how: Sampling) -> None:
+def test_draws_follow_the_filtered_distribution(core: NativeModel, how: SamplingParams) -> None:
     rows, rounds = 64, 60
     session = core.new_session(rows)
     logits = session.prefill([PROMPTS[0]] * rows)[0]
@@ -124,7 +145,7 @@ def test_draws_follow_the_filtered_distribution(core: NativeModel, how: Sampling
     for i in range(rounds):
         session.reset()
         session.prefill([PROMPTS[0]] * rows)
-        each = [Sampling(how.temperature, how.top_k, how.top_p, how.min_p, 1.0, i * rows + r) for r in range(rows)]
+        each = [dataclasses.replace(how, seed=i * rows + r) for r in range(rows)]
         drawn.append(session.decode(1, each).tokens[:, 0])
     counts = np.bincount(np.concatenate(drawn), minlength=expected.size)
     assert counts[expected == 0].sum() == 0
@@ -142,7 +163,7 @@ def test_a_seed_repeats_its_draws_and_another_does_not(core: NativeModel) -> Non
     def run(seed: int) -> np.ndarray:
         session = core.new_session()
         session.prefill([PROMPTS[0]])
-        return session.decode(20, Sampling(temperature=1.0, seed=seed)).tokens
+        return session.decode(20, [SamplingParams(temperature=1.0, seed=seed)]).tokens
 
     np.testing.assert_array_equal(run(1), run(1))
     assert (run(1) != run(2)).any()
@@ -153,7 +174,7 @@ def test_repetition_penalty_weighs_down_what_was_seen(core: NativeModel) -> None
     logits = session.prefill([PROMPTS[3]])[0].copy()
     for token in set(PROMPTS[3]):
         logits[token] = logits[token] * 5 if logits[token] < 0 else logits[token] / 5
-    out = session.decode(12, Sampling(repetition_penalty=1e6))
+    out = session.decode(12, [SamplingParams(repetition_penalty=1e6)])
     assert out.tokens[0, 0] == logits.argmax() or logits.argmax() in PROMPTS[3]
     everything = [*PROMPTS[3], *out.tokens[0].tolist()]
     assert len(set(everything)) == len(everything) - 3  # the prompt's own three repeats
@@ -169,8 +190,8 @@ def test_repetition_penalty_weighs_down_what_was_seen(core: NativeModel) -> None
         (lambda s: s.prefill([[1], [2]], rows=[0, 0]), "named twice"),
         (lambda s: s.prefill([[1]], rows=[1]), "not in this session"),
         (lambda s: s.decode(0), "at least 1"),
-        (lambda s: Sampling(temperature=-1.0), "temperature"),
-        (lambda s: Sampling(top_p=0.0), "top_p"),
+        (lambda s: s.reset([1]), "not in this session"),
+        (lambda s: s.copy(0, 1), "not in this session"),
     ],
     ids=range(9),
 )
@@ -187,6 +208,6 @@ def test_memory_stays_flat_over_many_tokens(core: NativeModel) -> None:
     session.decode(200)
     used = session.memory["cache_used"]
     for _ in range(20):
-        session.decode(5000, Sampling(temperature=1.0))
+        session.decode(5000, [SamplingParams(temperature=1.0)])
     assert session.memory["cache_used"] == used
     assert session.length(0) == 4 + 100_199

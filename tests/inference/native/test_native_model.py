@@ -43,7 +43,7 @@ def test_fp32_equals_transformers_over_512_tokens_at_the_released_shapes(size: s
     model = size_model(size)
     model.save_pretrained(tmp_path)
     tokens = distinct_tokens(32768, 512)
-    session = NativeModel.load(tmp_path, "fp32", threads=2).new_session()
+    session = NativeModel.load(tmp_path, "fp32", threads=1).new_session()
     got = session.prefill([tokens], all_positions=True)[0]
     np.testing.assert_allclose(got, eager_logits(model, tokens), atol=1e-4)
 
@@ -51,7 +51,7 @@ def test_fp32_equals_transformers_over_512_tokens_at_the_released_shapes(size: s
 @pytest.mark.parametrize("dtype", native.DTYPES)
 def test_prefill_then_steps_equal_one_prefill(tiny: tuple[DogeForCausalLM, Path], dtype: str) -> None:
     tokens = distinct_tokens(509, 150)
-    core = NativeModel.load(tiny[1], dtype, threads=2)
+    core = NativeModel.load(tiny[1], dtype, threads=1)
     whole = core.new_session().prefill([tokens], all_positions=True)[0]
     session = core.new_session()
     steps = [session.prefill([tokens[:70]])[0]] + [session.step([t])[0] for t in tokens[70:]]
@@ -62,7 +62,7 @@ def test_prefill_then_steps_equal_one_prefill(tiny: tuple[DogeForCausalLM, Path]
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
 def test_a_change_of_one_token_moves_nothing_before_it(tiny: tuple[DogeForCausalLM, Path], dtype: str) -> None:
-    core = NativeModel.load(tiny[1], dtype, threads=2)
+    core = NativeModel.load(tiny[1], dtype, threads=1)
     tokens = distinct_tokens(509, 130)
     changed = [*tokens[:90], 3, *tokens[91:]]
     for slots in (None, 20):
@@ -77,11 +77,11 @@ def test_a_change_of_one_token_moves_nothing_before_it(tiny: tuple[DogeForCausal
 def test_bounded_cache_equals_the_definition(window: int, repeats: bool, tmp_path: Path) -> None:
     model = random_model(seed=window, keep_window_size=window)
     model.save_pretrained(tmp_path)
-    tokens = distinct_tokens(509, 150)
+    tokens = distinct_tokens(509, 80)
     if repeats:
         tokens = [t % 11 for t in tokens]
     expected = reference_logits(model, tokens, window).numpy()
-    core = NativeModel.load(tmp_path, "fp32", threads=2)
+    core = NativeModel.load(tmp_path, "fp32", threads=1)
     whole = core.new_session().prefill([tokens], all_positions=True)[0]
     session = core.new_session()
     steps = np.stack([session.step([t])[0] for t in tokens])
@@ -107,7 +107,7 @@ def test_every_architecture_equals_the_definition(tied: bool, experts: int, tmp_
         mark_per_token_routing(tmp_path)
     tokens = distinct_tokens(509, 80)
     expected = reference_logits(model, tokens, 2048).numpy()
-    core = NativeModel.load(tmp_path, "fp32", threads=2)
+    core = NativeModel.load(tmp_path, "fp32", threads=1)
     np.testing.assert_allclose(core.new_session().prefill([tokens], all_positions=True)[0], expected, atol=1e-4)
     session = core.new_session()
     steps = np.stack([session.step([t])[0] for t in tokens])
@@ -181,6 +181,8 @@ def test_shards_and_half_precision_weights_load(tmp_path: Path) -> None:
     [
         ({"model_type": "llama"}, "runs 'doge'"),
         ({"attention_bias": True}, "attention_bias"),
+        ({"qk_norm": False}, "qk_norm"),
+        ({"score_per_query_head": True}, "score_per_query_head"),
         ({"num_hidden_layers": 3}, "has no model.layers.2"),
         ({"intermediate_size": 112}, "another shape"),
         ({"is_moe": True, "num_experts": 60}, "perfect square"),
@@ -197,6 +199,16 @@ def test_a_checkpoint_that_the_core_cannot_run_is_refused(
     (tmp_path / "model.safetensors").write_bytes((tiny[1] / "model.safetensors").read_bytes())
     with pytest.raises(ValueError, match=message):
         NativeModel.load(tmp_path)
+
+
+def test_hidden_states_equal_transformers(tiny: tuple[DogeForCausalLM, Path]) -> None:
+    model, folder = tiny
+    prompts = [distinct_tokens(509, 100), [4, 9]]
+    got = NativeModel.load(folder, "fp32").hidden(prompts)
+    for states, prompt in zip(got, prompts, strict=True):
+        with torch.no_grad():
+            expected = model.model(torch.tensor([prompt])).last_hidden_state[0].numpy()
+        np.testing.assert_allclose(states, expected, atol=1e-4)
 
 
 def test_a_file_cut_short_is_refused(tiny: tuple[DogeForCausalLM, Path], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@
 import importlib
 import math
 import os
+import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from small_doge.inference.native.checkpoint import (
     read_shape,
     write_packed,
 )
+from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.slots import Generation
 
 _core: Any = None
 _reason = ""
@@ -32,7 +34,7 @@ except ModuleNotFoundError:
 except ImportError as error:
     _reason = f"the native core does not load ({error}); reinstall small-doge on this machine"
 
-__all__ = ["Generation", "NativeModel", "NativeSession", "Sampling", "available_isas", "is_available", "reason"]
+__all__ = ["Generation", "NativeModel", "NativeSession", "available_isas", "is_available", "reason"]
 
 DTYPES = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 # Each thread wants a few megabytes of weights a token, or the barriers cost more than it brings.
@@ -58,55 +60,6 @@ def available_isas() -> list[str]:
 def _require() -> None:
     if _core is None:
         raise ValueError(_reason)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is drawn.
-
-    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: 1 and 0 are off. repetition_penalty: 1 is off, applied
-    to every token of the sequence so far. seed: the draw depends on it and on the position alone. The filters act in
-    the order of transformers' logits processors.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or above")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be 0 (off) or above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p={self.min_p} must lie in [0, 1]")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is off")
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What one `decode` call produced.
-
-    tokens: int32 [rows, n], -1 behind a row's end. logprobs: float32 [rows, n], of the chosen tokens under the
-    model's own distribution (temperature 1, no filter). lengths: int32 [rows]. stopped: bool [rows], whether a stop
-    id ended the row; that id is its last token.
-    """
-
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    lengths: np.ndarray
-    stopped: np.ndarray
-
-    @property
-    def finish_reasons(self) -> list[str]:
-        """ "stop" or "length" for each row."""
-        return ["stop" if s else "length" for s in self.stopped]
 
 
 class NativeModel:
@@ -161,14 +114,24 @@ class NativeModel:
         """Writes the packed weights as one file, which `load` memory-maps: the same file serves every CPU."""
         write_packed(Path(path), self._core.entries(), self.shape, self.dtype)
 
-    def new_session(self, batch: int = 1, max_slots: int | None = None) -> "NativeSession":
-        """Empty caches for `batch` sequences. max_slots narrows the model's keep window (and its memory)."""
-        if batch < 1:
-            raise ValueError(f"batch={batch} must be at least 1")
-        if max_slots is not None and max_slots < 1:
-            raise ValueError(f"max_slots={max_slots} must be at least 1")
-        slots = self.shape.window if max_slots is None else min(max_slots, self.shape.window)
+    def new_session(self, batch: int = 1, longest: int | None = None, max_slots: int | None = None) -> "NativeSession":
+        """Empty caches for `batch` sequences. max_slots narrows the model's keep window; longest only saves memory:
+        a sequence of no more tokens than that never needs more slots.
+        """
+        for name, value in {"batch": batch, "longest": longest, "max_slots": max_slots}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        slots = min(n for n in (self.shape.window, longest, max_slots) if n is not None)
         return NativeSession(_core.Session(self._core, batch, slots), self.shape.vocab)
+
+    def hidden(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The last hidden states, float32 [T, d], of each prompt, after the final norm."""
+        session = _core.Session(self._core, 1, self.shape.window)
+        states = []
+        for prompt in prompts:
+            session.reset([0])
+            states.append(session.prefill([0], [[int(token) for token in prompt]], "hidden"))
+        return states
 
     @property
     def isa(self) -> str:
@@ -201,7 +164,7 @@ class NativeSession:
         """
         at = self._rows(rows)
         lists = [[int(token) for token in prompt] for prompt in prompts]
-        every = self._session.prefill(at, lists, all_positions)
+        every = self._session.prefill(at, lists, "logits" if all_positions else "")
         if not all_positions:
             return self._session.logits(at)
         return np.split(every, np.cumsum([len(prompt) for prompt in lists])[:-1])
@@ -215,25 +178,27 @@ class NativeSession:
     def decode(
         self,
         n_tokens: int,
-        sampling: Sampling | Sequence[Sampling] | None = None,
-        stop_ids: Sequence[int] = (),
+        sampling: Sequence[SamplingParams] | None = None,
+        stop_ids: Sequence[Sequence[int]] | None = None,
         rows: Sequence[int] | None = None,
     ) -> Generation:
         """Draws up to n_tokens for each row; call again to go on where the rows stand.
 
-        sampling: greedy by default; one for all rows (row i then draws with seed + i), or one a row.
+        sampling and stop_ids: one entry a row; by default greedy, and nothing stops. A draw depends on the row's seed
+        and the position alone.
         """
         if n_tokens < 1:
             raise ValueError(f"n_tokens={n_tokens} must be at least 1")
         at = self._rows(rows)
-        if sampling is None or isinstance(sampling, Sampling):
-            one = sampling or Sampling()
-            each = [(one, (one.seed + i) & (2**64 - 1)) for i in range(len(at))]
-        else:
-            each = [(s, s.seed & (2**64 - 1)) for s in sampling]
-        how = [(s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, seed) for s, seed in each]
-        tokens, logprobs, lengths, stopped = self._session.decode(at, n_tokens, how, list(stop_ids))
+        each = [SamplingParams()] * len(at) if sampling is None else sampling
+        how = [(s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, _seed(s)) for s in each]
+        stops = [[]] * len(at) if stop_ids is None else [list(ids) for ids in stop_ids]
+        tokens, logprobs, lengths, stopped = self._session.decode(at, n_tokens, how, stops)
         return Generation(tokens, logprobs, lengths, stopped.astype(bool))
+
+    def copy(self, source: int, target: int) -> None:
+        """Makes row target a copy of row source: its keys, its last logits and what waits to be fed."""
+        self._session.copy(source, target)
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Empties rows, so that other sequences can take their place."""
@@ -259,6 +224,10 @@ class NativeSession:
 
     def _rows(self, rows: Sequence[int] | None) -> list[int]:
         return list(range(self.batch)) if rows is None else list(rows)
+
+
+def _seed(how: SamplingParams) -> int:
+    return (secrets.randbits(64) if how.seed is None else how.seed) & (2**64 - 1)
 
 
 def _make_core(shape: Shape, threads: int | None, weight_bytes: int, isa: str | None) -> Any:

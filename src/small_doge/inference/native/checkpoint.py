@@ -17,6 +17,10 @@ FORMAT = "small-doge-native"
 VERSION = "1"
 
 
+class Unsupported(ValueError):
+    """A whole checkpoint of something that the native core does not compute; torch does."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor inside a memory-mapped safetensors file: raw bytes, element type and shape."""
@@ -54,22 +58,29 @@ class Shape:
 
 
 def read_shape(folder: Path) -> Shape:
-    """The shape in `folder/config.json`. Raises ValueError for what the native core does not compute."""
+    """The shape in `folder/config.json`.
+
+    Raises:
+        Unsupported: what the native core does not compute.
+        ValueError: no such file, or a mixture that nothing computes.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("model_type") != "doge":
-        raise ValueError(f"{path} has model_type {config.get('model_type')!r}; the native core runs 'doge'")
+        raise Unsupported(f"{path} has model_type {config.get('model_type')!r}; the native core runs 'doge'")
     expected: dict[str, tuple[Any, ...]] = {
         "hidden_act": ("silu",),
         "attention_bias": (False,),
         "mlp_bias": (False,),
         "sliding_window": (None,),
+        "qk_norm": (True,),
+        "score_per_query_head": (False,),
     }
     for name, allowed in expected.items():
         if config.get(name, allowed[0]) not in allowed:
-            raise ValueError(f"{path}: {name}={config[name]!r} is not in the native core; load with device='torch'")
+            raise Unsupported(f"{path}: the native core does not compute {name}={config[name]!r}")
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     experts = config["num_experts"] if config.get("is_moe") else 0
@@ -77,9 +88,9 @@ def read_shape(folder: Path) -> Shape:
         if math.isqrt(experts) ** 2 != experts:
             raise ValueError(f"{path}: num_experts={experts} is not a perfect square; the router needs one")
         if config.get("legacy_routing", True):
-            raise ValueError(
+            raise Unsupported(
                 f"{path}: legacy_routing mixes tokens in the router, which the native core does not do; "
-                "load with torch, or set legacy_routing to false for a checkpoint trained with per-token routing"
+                "set legacy_routing to false for a checkpoint trained with per-token routing"
             )
     inv_freq, scale = rope_frequencies(config, head_dim)
     return Shape(
@@ -111,7 +122,7 @@ def rope_frequencies(config: dict[str, Any], head_dim: int) -> tuple[list[float]
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         return [float(np.float32(1.0 / np.float32(theta ** float(e)))) for e in exponents], 1.0
     if kind in ("dynamic", "longrope"):
-        raise ValueError(f"rope_type {kind!r} changes with the length, which the native core does not do; use torch")
+        raise Unsupported(f"rope_type {kind!r} changes with the length, which the native core does not do")
     from transformers import DogeConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

@@ -190,16 +190,17 @@ NB_MODULE(_core, m) {
             nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::keep_alive<1, 2>())
         .def("prefill",
              [](Session& self, const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
-                bool all) {
+                const std::string& all) {  // "logits" or "hidden": returned for every token; "": nothing
+                 const bool logits = all == "logits", hidden = all == "hidden";
                  size_t n = 0;
-                 for (const auto& p : prompts) n += p.size();
-                 const size_t vocab = self.model().config.vocab;
-                 std::vector<float> logits(all ? n * vocab : 0);
+                 for (const auto& p : prompts) n += logits || hidden ? p.size() : 0;
+                 const size_t width = logits ? self.model().config.vocab : self.model().config.hidden;
+                 std::vector<float> out(n * width);
                  {
                      const nb::gil_scoped_release free;
-                     self.prefill(rows, prompts, all ? logits.data() : nullptr);
+                     self.prefill(rows, prompts, logits ? out.data() : nullptr, hidden ? out.data() : nullptr);
                  }
-                 return to_numpy(std::move(logits), {all ? n : 0, vocab});
+                 return to_numpy(std::move(out), {n, width});
              })
         .def("step",
              [](Session& self, const std::vector<int>& rows, const std::vector<int32_t>& tokens) {
@@ -217,11 +218,12 @@ NB_MODULE(_core, m) {
         .def("decode",
              [](Session& self, const std::vector<int>& rows, int n,
                 const std::vector<std::tuple<float, int, float, float, float, uint64_t>>& how,
-                const std::vector<int32_t>& stop_ids) {
+                const std::vector<std::vector<int32_t>>& stop_ids) {
                  std::vector<Sampling> sampling;
                  for (const auto& [temperature, top_k, top_p, min_p, penalty, seed] : how)
                      sampling.push_back({temperature, top_k, top_p, min_p, penalty, seed});
-                 if (sampling.size() != rows.size()) throw std::invalid_argument("one sampling a row is needed");
+                 if (sampling.size() != rows.size() || stop_ids.size() != rows.size())
+                     throw std::invalid_argument("one sampling and one list of stop ids a row are needed");
                  Generated g;
                  {
                      const nb::gil_scoped_release free;
@@ -233,6 +235,7 @@ NB_MODULE(_core, m) {
                                        to_numpy(std::move(g.stopped), {rows.size()}));
              })
         .def("reset", &Session::reset)
+        .def("copy", &Session::copy, nb::call_guard<nb::gil_scoped_release>())
         .def("length", &Session::length)
         .def_prop_ro("batch", &Session::batch)
         .def_prop_ro("slots", &Session::slots)

@@ -4,6 +4,15 @@
 
 namespace small_doge {
 
+void HeadCache::assign(const HeadCache& other, size_t slot_bytes) {
+    n = other.n;
+    std::memcpy(keys, other.keys, n * slot_bytes);
+    std::memcpy(values, other.values, n * slot_bytes);
+    std::memcpy(scores, other.scores, n * sizeof(float));
+    std::memcpy(ranks, other.ranks, n * sizeof(uint32_t));
+    std::memcpy(positions, other.positions, n * sizeof(int32_t));
+}
+
 void HeadCache::compact(int block, size_t slot_bytes) {
     const int all = n + block, live = all - static_cast<int>(evicted.size());
     int from = live;

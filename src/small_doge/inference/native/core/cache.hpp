@@ -43,6 +43,9 @@ struct HeadCache {
         evicted.push_back({gone, query});
     }
 
+    // Takes over the live slots of another cache of the same capacity.
+    void assign(const HeadCache& other, size_t slot_bytes);
+
     // After the block's attention: fills the holes from the end.
     void compact(int block, size_t slot_bytes);
 };

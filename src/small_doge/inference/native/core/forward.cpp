@@ -282,6 +282,10 @@ void Session::head(int thread, const Block& block) {
     const Range panels = share(m.panels, thread, threads);
     const int first = panels.first * kPanel, last = std::min(panels.last * kPanel, c.vocab);
 
+    for (int t = thread; block.all_hidden && t < tokens; t += threads)
+        k_.rms_norm(x_.data() + static_cast<size_t>(t) * ld_x_, model_->final_norm, c.hidden, c.eps,
+                    block.all_hidden + static_cast<size_t>(t) * c.hidden);
+
     // Which tokens: all of them, or the last of each span that asks. Their hidden rows move to the front of update_.
     int wanted = 0;
     for (const Span& s : block.spans) {

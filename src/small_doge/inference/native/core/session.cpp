@@ -116,6 +116,7 @@ void Session::resize(int tokens) {
 }
 
 void Session::reset(const std::vector<int>& rows) {
+    check(rows, {});
     const Config& c = model_->config;
     for (int row : rows) {
         rows_[row].length = 0;
@@ -125,6 +126,20 @@ void Session::reset(const std::vector<int>& rows) {
         for (int l = 0; l < c.layers; ++l)
             for (int kv = 0; kv < c.kv_heads; ++kv) cache(row, l, kv).n = 0;
     }
+}
+
+void Session::copy(int source, int target) {
+    check({source}, {});
+    check({target}, {});
+    if (source == target) return;
+    const std::lock_guard<std::mutex> lock(model_->busy);
+    rows_[target] = rows_[source];
+    const Config& c = model_->config;
+    for (int l = 0; l < c.layers; ++l)
+        for (int kv = 0; kv < c.kv_heads; ++kv) cache(target, l, kv).assign(cache(source, l, kv), slot_bytes_);
+    std::copy_n(logits(source), ld_logits_, logits_.data() + static_cast<size_t>(target) * ld_logits_);
+    const size_t threads = model_->team.size();
+    std::copy_n(stats_.data() + source * threads, threads, stats_.data() + target * threads);
 }
 
 void Session::check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const {
@@ -153,16 +168,17 @@ void Session::advance(const Block& block) {
 }
 
 void Session::pack_blocks(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
-                          std::vector<Block>& blocks, float* all_logits) {
-    const size_t vocab = model_->config.vocab;
+                          std::vector<Block>& blocks, float* all_logits, float* all_hidden) {
+    const size_t vocab = model_->config.vocab, hidden = model_->config.hidden;
     size_t done = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
         const auto& prompt = prompts[i];
         for (size_t at = 0; at < prompt.size();) {
-            // Rows of all_logits follow the order of the tokens, so blocks may share them whatever they hold.
+            // Their rows follow the order of the tokens, so blocks may share them whatever they hold.
             if (blocks.empty() || blocks.back().tokens.size() == kBlockTokens) {
                 blocks.emplace_back();
                 if (all_logits) blocks.back().all_logits = all_logits + done * vocab;
+                if (all_hidden) blocks.back().all_hidden = all_hidden + done * hidden;
             }
             Block& b = blocks.back();
             const size_t n = std::min(prompt.size() - at, kBlockTokens - b.tokens.size());
@@ -191,7 +207,7 @@ void Session::flush_pending(const std::vector<int>& rows) {
 }
 
 void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
-                      float* all_logits) {
+                      float* all_logits, float* all_hidden) {
     if (rows.size() != prompts.size()) throw std::invalid_argument("as many prompts as rows are needed");
     check(rows, {});
     for (const auto& p : prompts) {
@@ -201,7 +217,7 @@ void Session::prefill(const std::vector<int>& rows, const std::vector<std::vecto
     const std::lock_guard<std::mutex> lock(model_->busy);
     flush_pending(rows);
     std::vector<Block> blocks;
-    pack_blocks(rows, prompts, blocks, all_logits);
+    pack_blocks(rows, prompts, blocks, all_logits, all_hidden);
     for (const Block& b : blocks) resize(static_cast<int>(b.tokens.size()));
     model_->team.run([&](int thread) {
         for (const Block& b : blocks) feed(thread, b);
@@ -212,11 +228,11 @@ void Session::prefill(const std::vector<int>& rows, const std::vector<std::vecto
 void Session::step(const std::vector<int>& rows, const std::vector<int32_t>& tokens) {
     std::vector<std::vector<int32_t>> prompts;
     for (int32_t t : tokens) prompts.push_back({t});
-    prefill(rows, prompts, nullptr);
+    prefill(rows, prompts, nullptr, nullptr);
 }
 
 Generated Session::decode(const std::vector<int>& rows, int n, const std::vector<Sampling>& how,
-                          const std::vector<int32_t>& stop_ids) {
+                          const std::vector<std::vector<int32_t>>& stop_ids) {
     check(rows, {});
     for (int row : rows)
         if (!rows_[row].ready && rows_[row].pending < 0)
@@ -263,7 +279,7 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
         out.tokens[static_cast<size_t>(i) * n + at] = c.token;
         out.logprobs[static_cast<size_t>(i) * n + at] = c.logprob;
         out.lengths[i] = at + 1;
-        out.stopped[i] = std::find(stop_ids.begin(), stop_ids.end(), c.token) != stop_ids.end();
+        out.stopped[i] = std::find(stop_ids[i].begin(), stop_ids[i].end(), c.token) != stop_ids[i].end();
         r.pending = c.token;
     };
 

@@ -24,6 +24,7 @@ struct Block {
     std::vector<int32_t> tokens;
     std::vector<Span> spans;
     float* all_logits = nullptr;  // when set: [token][vocab], every token of the block
+    float* all_hidden = nullptr;  // when set: [token][hidden], the normalized output of the last layer
 };
 
 struct Generated {
@@ -41,17 +42,21 @@ class Session {
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
 
-    // Appends prompts[i] to sequence rows[i]. all_logits, when set, is [sum of lengths][vocab].
-    void prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits);
+    // Appends prompts[i] to sequence rows[i]. all_logits and all_hidden, when set, are [sum of lengths][vocab] and
+    // [sum of lengths][hidden].
+    void prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits,
+                 float* all_hidden);
     // One given token to each of the rows.
     void step(const std::vector<int>& rows, const std::vector<int32_t>& tokens);
-    // Samples up to n tokens for each of the rows; `how` has one entry a row.
+    // Samples up to n tokens for each of the rows; `how` and `stop_ids` have one entry a row.
     Generated decode(const std::vector<int>& rows, int n, const std::vector<Sampling>& how,
-                     const std::vector<int32_t>& stop_ids);
+                     const std::vector<std::vector<int32_t>>& stop_ids);
     void reset(const std::vector<int>& rows);
+    // Makes row target what row source is: its keys, its last logits and what waits to be fed.
+    void copy(int source, int target);
 
     const float* logits(int row) const { return logits_.data() + static_cast<size_t>(row) * ld_logits_; }
-    int64_t length(int row) const { return rows_[row].length; }
+    int64_t length(int row) const { return rows_.at(row).length; }
     int batch() const { return static_cast<int>(rows_.size()); }
     int slots() const { return slots_; }
     size_t cache_bytes() const { return slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens); }
@@ -101,7 +106,7 @@ class Session {
     void resize(int tokens);
     void check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const;
     void pack_blocks(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
-                     std::vector<Block>& blocks, float* all_logits);
+                     std::vector<Block>& blocks, float* all_logits, float* all_hidden);
     void flush_pending(const std::vector<int>& rows);
     void advance(const Block& block);
 
