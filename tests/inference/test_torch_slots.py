@@ -142,6 +142,16 @@ def test_refresh_follows_the_model_in_place():
     assert session.weights.layers[0].qkv.data_ptr() == address
 
 
+def test_a_row_may_fill_its_slots_and_no_more():
+    session = TorchSlots(small_model(), 1, max_length=6)
+    session.prefill([[1, 2, 3]], [0])
+    session.decode(4, [GREEDY], [()], [0])
+    assert session.length(0) == 6
+    for more in (lambda: session.decode(1, [GREEDY], [()], [0]), lambda: session.prefill([[1]], [0])):
+        with pytest.raises(ValueError, match="give a higher max_length"):
+            more()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,3 +118,9 @@ def test_an_unknown_engine_is_refused(options):
                 for part in (f"--{key}", json.dumps(value))
             ]
         )
+
+
+def test_a_model_that_the_engine_does_not_know_is_refused():
+    other = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="this is a Linear: set rollout_engine: transformers"):
+        grpo.SlotRollouts()._session_for(other, 1, 1)

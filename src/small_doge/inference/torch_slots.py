@@ -346,9 +346,10 @@ class TorchSlots:
 
     def _check_length(self, row: int, more: int) -> None:
         # A full window replaces its keys; a cache cut below the window cannot.
-        if self.state.slots < self.model.config.keep_window_size and self._length[row] + more > self.state.slots:
+        held = self._length[row] + (self._waiting[row] == "token") + more
+        if self.state.slots < self.model.config.keep_window_size and held > self.state.slots:
             raise ValueError(
-                f"row {row} would hold {self._length[row] + more} tokens, the session was made for {self.state.slots}: "
+                f"row {row} would hold {held} tokens, the session was made for {self.state.slots}: "
                 "give a higher max_length."
             )
 
