@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
+from small_doge.processor.documents import iter_documents
+from small_doge.processor.report import Report
 from small_doge.processor.steps import concatenate, download, process_chats, tokenize_sources
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "utils"
@@ -21,9 +23,20 @@ def test_download_saves_the_rows_and_does_not_fetch_twice(text_file, tmp_path):
     Path(path).unlink()
     assert download([path], tmp_path / "d") == {path: 20}
     assert [item.name for item in sorted((tmp_path / "d" / "a.jsonl").iterdir())] == [
-        "complete.json",
+        "COMPLETE",
         "part-00000.jsonl.zst",
     ]
+
+
+def test_a_downloaded_folder_is_read_back_row_for_row_and_what_was_unreadable_is_named(text_file, tmp_path, caplog):
+    path = text_file("a.jsonl", 25)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("{broken\n")
+    download([path], tmp_path / "d")
+    assert f"1 rows left out: unreadable line, first at {path}:26" in caplog.text
+    report = Report()
+    assert len(list(iter_documents(str(tmp_path / "d" / "a.jsonl"), report=report))) == 25
+    assert report.dropped_total() == 0
 
 
 def test_the_three_steps_give_one_shuffled_pretraining_set(text_file, tokenizer, tmp_path):
@@ -146,6 +159,27 @@ def test_the_scripts_run_with_the_flags_of_the_guide(text_file, write_jsonl, tok
         assert done.returncode == 0, done.stderr[-2000:]
     assert len(load_from_disk(str(d / "pretrain"))["train"]) == 30
     assert "350 tokens" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_fine_tuning_scripts_run_with_the_flags_of_the_guide(write_jsonl, tokenizer, tmp_path):
+    d = tmp_path / "datasets"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chats = write_jsonl("chats.jsonl", [{"prompt": f"q{i}?", "response": "<think>\nso\n</think>a"} for i in range(30)])
+    pairs = write_jsonl("pairs.jsonl", [{"prompt": f"q{i}?", "chosen": "a", "rejected": "b"} for i in range(30)])
+    names = [Path(chats).name, Path(pairs).name]
+    steps = [
+        ("download_ft_dataset.py", "--save_dir", d, "--cache_dir", tmp_path / "cache", "--num_proc", 1, "--names"),
+        ("preprocess_ft_datasets.py", "--datasets_dir", d, "--save_dir", d, "--num_proc", 8, "--names"),
+        ("concatenate_ft_datasets.py", "--datasets_dir", d, "--save_dir", d, "--num_proc", 1),
+    ]
+    arguments = [[chats, pairs], [*names, "--tokenizer_name_or_path", tmp_path / "tokenizer"], []]
+    for step, more in zip(steps, arguments, strict=True):
+        done = script(*step, *more)
+        assert done.returncode == 0, done.stderr[-2000:]
+    text = tokenizer.decode(load_from_disk(str(d / "finetune"))["train"][0]["input_ids"])
+    assert "<think>\nso\n</think>\n\na<|end_of_text|>" in text
+    assert load_from_disk(str(d / "preference"))["train"].column_names == ["prompt", "chosen", "rejected"]
 
 
 def test_is_parallel_false_means_false():

@@ -48,11 +48,13 @@ def download(
 def _download_one(name: str, folder: Path, max_rows: int | None) -> int:
     import zstandard
 
-    done = folder / "complete.json"
+    # No suffix: the folder is read back as a source, and this is no data.
+    done = folder / "COMPLETE"
     if done.exists():
-        return int(json.loads(done.read_text())["rows"])
+        return int(done.read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    rows = itertools.islice(open_source(name, Report()), max_rows)
+    report = Report()
+    rows = itertools.islice(open_source(name, report), max_rows)
     total = 0
     for number in itertools.count():
         part = list(itertools.islice(rows, ROWS_A_FILE))
@@ -65,7 +67,9 @@ def _download_one(name: str, folder: Path, max_rows: int | None) -> int:
         partial.replace(path)
         total += len(part)
         logger.info("%s: %d rows", name, total)
-    done.write_text(json.dumps({"rows": total}))
+    for reason, places in report.examples.items():
+        logger.warning("%s: %d rows left out: %s, first at %s", name, report.dropped[name][reason], reason, places[0])
+    done.write_text(str(total))
     return total
 
 
