@@ -88,6 +88,14 @@ def test_a_limit_and_a_number_of_shots_hold(checkpoint, data_dir, tmp_path):
     assert (row["n"], row["shots"]) == (3, 2)
 
 
+def test_a_chat_model_is_asked_through_its_template_with_shots_of_its_own(checkpoint, data_dir, tmp_path):
+    options = ("--tasks", "arc_easy", "--data-dir", data_dir, "--device", "cpu", "--limit", "2", "--chat")
+    run(checkpoint, *options, "--output", str(tmp_path))
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert result["chat"] is True
+    assert result["rows"][0]["shots"] == 0
+
+
 def test_a_task_of_generation_is_scored(checkpoint, data_dir):
     assert "exact_match" in run(
         checkpoint,

@@ -116,3 +116,13 @@ def test_batches_keep_to_their_tokens_and_rows_beyond_the_window_stay_apart():
 def test_what_cannot_be_scored_is_refused_with_the_mend(wrong):
     with pytest.raises(ValueError, match="at least 1"):
         score_continuations(tiny(), [wrong], 256)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keep_window", [256, 24], ids=["rows that branch", "longer than the window"])
+def test_scores_on_a_gpu_are_those_of_the_cpu(keep_window):
+    model, continuations = tiny(keep_window), questions()
+    expected = score_continuations(model, continuations, 256)
+    found = score_continuations(model.to("cuda"), continuations, 256)
+    for score, reference in zip(found, expected, strict=True):
+        assert score.log_probability == pytest.approx(reference.log_probability, abs=2e-3)
