@@ -120,18 +120,20 @@ def device_name() -> str:
 
 
 class Table:
-    """Rows as DESIGN.md asks for them; prints each as it comes."""
+    """Rows of the benchmark `name`; prints each as it comes."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.rows: list[dict[str, Any]] = []
         self.common = {"device": device_name(), "command": " ".join(sys.argv), "commit": commit()}
 
-    def add(self, variant: str, size: str, metric: str, values: list[float]) -> float:
+    def add(self, variant: str, size: str, metric: str, values: list[float], digits: int = 3) -> float:
         value = statistics.median(values)
-        row = {"name": "cpu_decode", "variant": variant, "size": size, "metric": metric, "value": round(value, 3)}
-        row |= {"n": len(values), "min": round(min(values), 3), "max": round(max(values), 3), **self.common}
+        row = {"name": self.name, "variant": variant, "size": size, "metric": metric, "value": round(value, digits)}
+        row |= {"n": len(values), "min": round(min(values), digits), "max": round(max(values), digits), **self.common}
         self.rows.append(row)
-        print(f"{size:5} {variant:30} {metric:24} {value:12.2f}  [{min(values):.2f}, {max(values):.2f}]", flush=True)
+        spread = f"[{min(values):.{digits}f}, {max(values):.{digits}f}]"
+        print(f"{size:5} {variant:30} {metric:24} {value:12.{digits}f}  {spread}", flush=True)
         return value
 
 
@@ -201,7 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     if not native.is_available():
         sys.exit(native.reason())
-    table = Table()
+    table = Table("cpu_decode")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             measure(args, size, table, Path(folder))

@@ -66,7 +66,7 @@ def read_shape(folder: Path) -> Shape:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no config.json; give the folder that save_pretrained wrote")
+        raise ValueError(f"{folder} holds no model (no config.json): name the folder of a finished checkpoint.")
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("model_type") != "doge":
         raise Unsupported(f"{path} has model_type {config.get('model_type')!r}; the native core runs 'doge'")
@@ -158,7 +158,7 @@ def map_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     elif (folder / "model.safetensors").is_file():
         files = ["model.safetensors"]
     else:
-        raise ValueError(f"{folder} has no model.safetensors; save the model with safe_serialization")
+        raise ValueError(f"{folder} holds no weights (no model.safetensors): copy the checkpoint again, whole.")
     tensors: dict[str, StoredTensor] = {}
     for name in files:
         tensors.update(map_safetensors(folder / name)[0])

@@ -1,0 +1,64 @@
+"""A million tokens through the native CPU core: is the memory flat, the speed flat, and the end still right?
+
+python benchmarks/cpu_long.py [--size 20M] [--dtype int8] [--tokens 1000000] [--window 2048] [--out results.json]
+
+Decodes with sampling at temperature 1. At the end a fresh session takes in the same last tokens: with a one-layer model
+of the same width, whose kept keys hang on no evicted one, the logits must equal those of a prefill of all its tokens'
+kept keys; that test is in tests/inference/native. Here the figures are tokens/s and resident memory of each tenth.
+The last line printed is the rows as JSON.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from cpu_decode import Table, random_checkpoint
+
+from small_doge.inference.native import NativeModel
+from small_doge.inference.sampling import SamplingParams
+
+PARTS = 10
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="20M")
+    parser.add_argument("--dtype", default="int8")
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="also write the rows to this file")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        random_checkpoint(args.size, Path(folder))
+        core = NativeModel.load(folder, args.dtype, args.threads)
+    session = core.new_session(max_slots=args.window)
+    session.prefill([[0]])
+    how = [SamplingParams(temperature=1.0, seed=0)]
+    session.decode(2 * args.window, how)  # from here on the cache is full
+    rates, memory = [], []
+    for _ in range(PARTS):
+        start = time.perf_counter()
+        session.decode(args.tokens // PARTS, how)
+        rates.append(args.tokens // PARTS / (time.perf_counter() - start))
+        memory.append(resident_bytes() / 1e6)
+        print(f"{session.length(0):9} tokens, {rates[-1]:8.1f} tokens/s, {memory[-1]:.1f} MB", flush=True)
+    table = Table("cpu_long")
+    variant = f"{args.dtype}, {args.threads} threads, w = {args.window}"
+    table.add(variant, args.size, f"tokens/s of each tenth of {args.tokens}", rates)
+    table.add(variant, args.size, "resident MB after each tenth", memory)
+    if args.out:
+        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
+    print(json.dumps(table.rows))
+
+
+if __name__ == "__main__":
+    main()
