@@ -57,19 +57,20 @@ class Trainer:
     """As much of a trainer as the watch asks for."""
 
     accelerator = SimpleNamespace(reduce=lambda tensor, how: tensor)
-    args = SimpleNamespace(gradient_accumulation_steps=1)
 
     def get_train_dataloader(self) -> object:
         return SimpleNamespace()
 
 
-def watch_losses(losses: list[float], spike: float, folder: Path) -> None:
-    watch = StepWatch(Trainer(), spike)
+def watch_losses(losses: list[float], spike: float, folder: Path, norm: float = 1.0, fp16: bool = False) -> None:
+    trainer = Trainer()
+    trainer.args = SimpleNamespace(gradient_accumulation_steps=1, fp16=fp16)
+    watch = StepWatch(trainer, spike)
     state = SimpleNamespace(global_step=0, is_world_process_zero=True)
     for loss in losses:
         watch.add_loss(torch.tensor(loss / 2))
         watch.add_loss(torch.tensor(loss / 2))
-        watch.end_step(1.0)
+        watch.end_step(norm)
         state.global_step += 1
         watch.on_log(SimpleNamespace(output_dir=str(folder)), state, SimpleNamespace())
 
@@ -85,6 +86,12 @@ def test_no_spike_is_seen_in_a_falling_loss_at_the_start_or_when_turned_off(tmp_
     watch_losses([10.0 - 0.1 * step for step in range(60)], 2.0, tmp_path)
     watch_losses([3.0] * 5 + [9.0], 2.0, tmp_path)
     watch_losses([3.0] * 20 + [9.0], 0.0, tmp_path)
+
+
+def test_an_overflow_stops_a_run_but_for_fp16_whose_scaler_expects_it(tmp_path: Path) -> None:
+    watch_losses([3.0] * 3, 2.0, tmp_path, norm=float("inf"), fp16=True)
+    with pytest.raises(ValueError, match="the gradient norm became inf at step 1"):
+        watch_losses([3.0] * 3, 2.0, tmp_path, norm=float("inf"))
 
 
 def test_rows_of_a_step_are_those_that_the_loader_gives(recipe, monkeypatch) -> None:

@@ -52,6 +52,17 @@ def test_kills_change_no_loss(recipe, stage, optimizer: str) -> None:
     kill_and_finish(recipe, stage, kills, optimizer=optimizer, max_steps=15, logging_steps=window)
 
 
+def test_a_run_killed_after_its_last_checkpoint_trains_no_further(recipe, stage) -> None:
+    argv = recipe("run", max_steps=6)
+    assert stage.run(argv) == 0
+    finished = recipe.folder / "run" / "model.safetensors"
+    before, losses = finished.read_bytes(), recipe.log("run")
+    finished.unlink()
+    assert stage.run(argv) == 0
+    assert finished.read_bytes() == before
+    assert recipe.log("run") == losses
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_twenty_kills_change_no_loss(recipe, stage, optimizer: str) -> None:

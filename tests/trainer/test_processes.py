@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,20 +18,34 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes/accelerate_configs"
 
 
-def launch(config: str, argv: list[str], *options: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, or as many as `options` say, through accelerate's own command line, exchanging by gloo."""
+def start(config: str, argv: list[str]) -> subprocess.Popen[str]:
+    """The config's two processes through accelerate's own command line, exchanging by gloo."""
     script = str(ROOT / "src/small_doge/trainer/doge/pt.py")
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config), *options, script, *argv]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
+    command += ["--main_process_port", str(free_port()), script, *argv]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=600, env=environment)
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launch(config: str, argv: list[str]) -> None:
+    """Run the two processes to their end."""
+    process = start(config, argv)
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-3000:]
 
 
 def compare(recipe, stage, **changes) -> None:
     assert stage.run(recipe("one", max_steps=4, **changes)) == 0
-    result = launch("ddp.yaml", recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
-    assert result.returncode == 0, result.stderr[-3000:]
-    (start,) = json.loads((recipe.folder / "two" / "run.json").read_text())["starts"]
-    assert start["processes"] == 2
+    launch("ddp.yaml", recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
+    (record,) = json.loads((recipe.folder / "two" / "run.json").read_text())["starts"]
+    assert record["processes"] == 2
     for figure in ("loss", "grad_norm"):
         assert recipe.log("two", figure) == pytest.approx(recipe.log("one", figure), rel=1e-5)
 
@@ -45,13 +62,29 @@ def test_two_processes_train_as_one_by_muon(recipe, stage) -> None:
 @pytest.mark.slow
 def test_two_processes_resume_alike(recipe) -> None:
     changes = {"gradient_accumulation_steps": 1, "max_steps": 9, "lr_scheduler_type": "constant"}
-    assert launch("ddp.yaml", recipe("whole", **changes)).returncode == 0
+    launch("ddp.yaml", recipe("whole", **changes))
     # A run of six steps is one of nine that was stopped after its second checkpoint.
-    assert launch("ddp.yaml", recipe("parted", **changes | {"max_steps": 6})).returncode == 0
+    launch("ddp.yaml", recipe("parted", **changes | {"max_steps": 6}))
     saved = recipe.folder / "parted" / "checkpoint-6"
     assert {path.name for path in saved.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
-    assert launch("ddp.yaml", recipe("parted", **changes)).returncode == 0
+    launch("ddp.yaml", recipe("parted", **changes))
     assert recipe.log("parted") == recipe.log("whole")
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_launcher_saves_one_checkpoint_of_all_processes(recipe) -> None:
+    changes = {"gradient_accumulation_steps": 1, "save_steps": 1000, "max_steps": 400}
+    process = start("ddp.yaml", recipe("stopped", **changes))
+    log = recipe.folder / "stopped" / "log.jsonl"
+    while not log.exists() or not log.read_text():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    (saved,) = (recipe.folder / "stopped").glob("checkpoint-*")
+    step = int(saved.name.removeprefix("checkpoint-"))
+    assert max(recipe.log("stopped")) == step < 400
+    assert {path.name for path in saved.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

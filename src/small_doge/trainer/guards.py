@@ -72,9 +72,11 @@ class StepWatch(TrainerCallback):
                 self._stop(reason, step, args, state)
 
     def _verdict(self, loss: float, norm: float) -> str | None:
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                return f"the {name} became {value}"
+        if not math.isfinite(loss):
+            return f"the loss became {loss}"
+        # fp16's loss scaler finds its scale by overflowing now and then, and skips those steps.
+        if not math.isfinite(norm) and not self.trainer.args.fp16:
+            return f"the gradient norm became {norm}"
         if self.spike > 0 and len(self.recent) >= STEPS_BEFORE_JUDGING:
             usual = median(entry["loss"] for entry in self.recent)
             if loss > usual + self.spike:

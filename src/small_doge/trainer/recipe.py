@@ -127,7 +127,12 @@ def _coerce(value: Any, hint: Any, what: str) -> Any:
 
 
 def save_recipe(arguments: Any) -> None:
-    """Write the full recipe that runs to `output_dir/recipe.yaml`, and warn of what differs from an earlier run's."""
+    """Write the full recipe that runs to `output_dir/recipe.yaml`, and warn of what differs from an earlier run's.
+
+    Of several processes the first does it.
+    """
+    if arguments.process_index != 0:
+        return
     values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments) if f.init}
     values = {name: value for name, value in sorted(values.items()) if _is_plain(value)}
     path = Path(arguments.output_dir) / "recipe.yaml"

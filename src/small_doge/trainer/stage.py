@@ -37,6 +37,8 @@ class StageTrainer(AtomicCheckpoints):
     model: Any
     optimizer: Optimizer | None
     lr_scheduler: Any
+    state: Any
+    control: Any
     watch: StepWatch | None = None
     continued: StablePoint | None = None
 
@@ -80,6 +82,14 @@ class StageTrainer(AtomicCheckpoints):
                 decay_type=args.decay_type,
             )
         return self.lr_scheduler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks at the number of steps after a step only, and would train one more than asked for when a
+        # run was killed between its last checkpoint and its end.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
