@@ -9,6 +9,7 @@ the tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +47,8 @@ GRAPHED_PROMPT = 1024
 """Most tokens, padding included, of prompts that are read from a graph."""
 
 BLOCK_VOCAB = 2048
+"""Logits that one program of the sampling looks at."""
+
 TILE = 8192
 """Elements of a weight tile that one program of a matrix-vector kernel holds in registers."""
 
@@ -121,7 +124,10 @@ class KernelStep:
 
     def feed(self) -> None:
         """Append each row's token and keep the next logits."""
-        self._run("feed", self._feed)
+        self._feed()
+        self._keep_logits()
+
+    def _keep_logits(self) -> None:
         self.state.logits[self.rows] = self.logits[: len(self.rows)]
         self.state.length[self.rows] += self.state.active[self.rows]
 
@@ -134,16 +140,12 @@ class KernelStep:
 
     def draw(self, filtered: bool, steps: int) -> None:
         """Append each row's token and draw the next, `steps` times."""
-
-        def once() -> None:
-            self._feed()
-            self._sample(filtered, fed=True)
-
         for _ in range(steps):
-            self._run(f"draw {filtered}", once)
+            self._step(filtered)
 
-    def _run(self, name: str, body: Callable[[], None]) -> None:
-        body()
+    def _step(self, filtered: bool) -> None:
+        self._feed()
+        self._sample(filtered, fed=True)
 
     def _launch(self) -> dict[str, bool]:
         """Between matrix-vector kernels, each may start while the one before still runs."""
@@ -272,6 +274,10 @@ def matvec_tile(outputs: int, inputs: int) -> dict[str, int]:
     return {"K": inputs, "KP": wide, "BN": rows, "num_warps": max(1, min(8, rows * wide // 1024))}
 
 
+Reader = tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor], Tensor]
+"""The graph of `read`, its rows, ids and lengths, and its logits."""
+
+
 class GraphedStep(KernelStep):
     """`KernelStep` replayed from CUDA graphs, captured at the first use of each number of lanes."""
 
@@ -280,7 +286,7 @@ class GraphedStep(KernelStep):
     ) -> None:
         super().__init__(weights, state, matvec_lanes, overlap)
         self._graphs: dict[tuple[int, str, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._readers: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor], Tensor]] = {}
+        self._readers: dict[tuple[int, int], Reader] = {}
         self._pool: Any = torch.cuda.graph_pool_handle()
 
     def read(self, rows: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -299,60 +305,51 @@ class GraphedStep(KernelStep):
         graph.replay()
         return logits[: len(ids)]
 
-    def _capture_reader(
-        self, batch: int, longest: int, rows: Tensor
-    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor, Tensor], Tensor]:
+    def _capture_reader(self, batch: int, longest: int, rows: Tensor) -> Reader:
         device = rows.device
         # Compiled on a row that is about to be overwritten.
         rows_in = rows[-1:].repeat(batch)
         ids_in, lengths_in = torch.zeros(batch, longest, dtype=torch.long, device=device), torch.ones_like(rows_in)
 
-        def body() -> Tensor:
-            return read(self.weights, self.state, rows_in, ids_in, lengths_in)
-
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            body()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = body()
+        graph, logits = self._capture(lambda: read(self.weights, self.state, rows_in, ids_in, lengths_in))
         return graph, (rows_in, ids_in, lengths_in), logits
+
+    def feed(self) -> None:
+        """Append each row's token and keep the next logits."""
+        self._replay("feed", self._feed)
+        self._keep_logits()
 
     def draw(self, filtered: bool, steps: int) -> None:
         """Append each row's token and draw the next, `steps` times."""
-
-        def once() -> None:
-            self._feed()
-            self._sample(filtered, fed=True)
-
+        name, body = f"draw {filtered}", partial(self._step, filtered)
         whole = steps // STEPS_PER_GRAPH if self.bucket <= self.matvec_lanes else 0
         for _ in range(whole):
-            self._run(f"draw {filtered}", once, STEPS_PER_GRAPH)
+            self._replay(name, body, STEPS_PER_GRAPH)
         for _ in range(steps - whole * STEPS_PER_GRAPH):
-            self._run(f"draw {filtered}", once)
+            self._replay(name, body)
 
-    def _run(self, name: str, body: Callable[[], None], times: int = 1) -> None:
+    def _replay(self, name: str, body: Callable[[], None], times: int = 1) -> None:
         key = (self.bucket, name, times)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(body, times)
+            # With no lane at work: a kernel that finds no row changes nothing.
+            lanes = self.lanes.clone()
+            self.lanes.fill_(-1)
+            graph, _ = self._capture(body, times)
+            self._graphs[key] = graph, self.logits
+            self.lanes.copy_(lanes)
+            self._embed()
         graph, self.logits = self._graphs[key]
         graph.replay()
 
-    def _capture(self, body: Callable[[], None], times: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # Compile first, with no lane at work: a kernel that finds no row changes nothing.
-        lanes = self.lanes.clone()
-        self.lanes.fill_(-1)
+    def _capture(self, body: Callable[[], Any], times: int = 1) -> tuple[torch.cuda.CUDAGraph, Any]:
+        """A graph of `times` runs of `body`, and what the last one returned; it runs once before, to be compiled."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             body()
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
+        graph, found = torch.cuda.CUDAGraph(), None
         with torch.cuda.graph(graph, pool=self._pool):
             for _ in range(times):
-                body()
-        self.lanes.copy_(lanes)
-        self._embed()
-        return graph, self.logits
+                found = body()
+        return graph, found
