@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 TRITON_INSTALLED = find_spec("triton") is not None
@@ -13,3 +14,8 @@ TRITON_INSTALLED = find_spec("triton") is not None
 def has_triton(tensor: Tensor) -> bool:
     """Whether Triton kernels run where the tensor lies."""
     return tensor.is_cuda and TRITON_INSTALLED
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may ask of a CUDA device."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from torch import Tensor
 from small_doge.ops.dynamic_mask_attention.triton_backward import gather_kernel, key_kernel, query_kernel
 from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, forward_kernel
 from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reach_of
+from small_doge.ops.support import shared_memory
 
 LOG2E = 1.4426950408889634
 
@@ -49,6 +50,20 @@ TILES: dict[tuple[str, int, int], Tiles] = {
     ("key", 256, 4): Tiles(32, 32, 8, 1),
 }
 """Fixed and not tuned while running, so that a resumed run adds in the same order as the first."""
+
+SMALL_TILES = TILES | {
+    ("forward", 256, 2): Tiles(64, 32, 4, 2),
+    ("query", 128, 2): Tiles(64, 64, 4, 2),
+    ("query", 256, 2): Tiles(64, 32, 4, 1),
+    ("key", 256, 2): Tiles(32, 32, 4, 1),
+    ("forward", 128, 4): Tiles(32, 32, 4, 1),
+    ("forward", 256, 4): Tiles(16, 32, 4, 1),
+    ("query", 128, 4): Tiles(32, 32, 4, 1),
+    ("query", 256, 4): Tiles(16, 16, 4, 1),
+    ("key", 128, 4): Tiles(32, 32, 4, 1),
+    ("key", 256, 4): Tiles(16, 16, 4, 1),
+}
+"""For GPUs that give a program less than 200 KiB of shared memory (an RTX 4090: 99): compiled for them, not timed."""
 
 
 def triton_causal_attention(
@@ -130,7 +145,8 @@ def _granules(reach: Tensor | None) -> dict[str, int]:
 
 
 def _tiles(kernel: str, query: Tensor) -> Tiles:
-    return TILES[kernel, max(64, triton.next_power_of_2(query.shape[-1])), query.element_size()]
+    table = SMALL_TILES if query.is_cuda and shared_memory(query.device) < 200 << 10 else TILES
+    return table[kernel, max(64, triton.next_power_of_2(query.shape[-1])), query.element_size()]
 
 
 def _row_tiles(layout: dict[str, Any], rows: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from small_doge.ops.linear_cross_entropy.chunked import save_gradients, scale_gradients
+from small_doge.ops.support import shared_memory
 
 CHUNK_BYTES = 1 << 30
 """Of the likelihoods of one chunk of tokens."""
@@ -115,9 +116,7 @@ def relative_likelihoods(chunk_Nd: Tensor, head_Vd: Tensor, label_N: Tensor, out
 
 def choose_tiles(device: torch.device) -> Tiles:
     """The tiles that fit the device's shared memory."""
-    if device.type != "cuda":
-        return SMALL
-    return LARGE if torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 200 << 10 else SMALL
+    return LARGE if device.type == "cuda" and shared_memory(device) >= 200 << 10 else SMALL
 
 
 def _processors(device: torch.device) -> int:

@@ -1,0 +1,55 @@
+"""The kernels compiled for a GPU that is not here: an RTX 4090 (sm_89), whose programs have 99 KiB of shared memory."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+def shared_bytes(kernel: str, head_size: int, element: int) -> int:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from small_doge.ops.dynamic_mask_attention import triton_attention, triton_backward, triton_forward
+
+    function = {
+        "forward": triton_forward.forward_kernel,
+        "query": triton_backward.query_kernel,
+        "key": triton_backward.key_kernel,
+    }[kernel]
+    tiles = triton_attention.SMALL_TILES[kernel, head_size, element]
+    constants = {"R": 2, "D": head_size, "DP": head_size, "BM": tiles.rows, "BN": tiles.keys, "GRANULES": 1}
+    constants |= {"GRANULE_SIZE": 128, "MASKED": False, "LISTED": False, "PRECISION": "tf32x3", "EVEN": True}
+    absent = ("end_ptr", "reach_ptr", "index_ptr", "seen_ptr", "slot_ptr")
+    signature, values, aligned = {}, {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in constants or name in absent:
+            signature[name], values[(position,)] = "constexpr", constants.get(name)
+        elif name == "scale":
+            signature[name] = "fp32"
+        else:
+            signature[name] = pointer_type(name, element) if name.endswith("_ptr") else "i32"
+            aligned[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(function, signature, values, aligned)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    return triton.compile(source, target=GPUTarget("cuda", 89, 32), options=options).metadata.shared
+
+
+def pointer_type(name: str, element: int) -> str:
+    if name in ("score_ptr", "lse_ptr", "delta_ptr", "dscore_ptr"):
+        return "*fp32"
+    return {2: "*bf16", 4: "*fp32"}[element]
+
+
+@pytest.mark.parametrize("element", [2, 4], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("head_size", [64, 128, 256])
+@pytest.mark.parametrize("kernel", ["forward", "query", "key"])
+def test_a_program_fits_a_consumer_card(kernel: str, head_size: int, element: int) -> None:
+    assert shared_bytes(kernel, head_size, element) <= 99 * 1024
