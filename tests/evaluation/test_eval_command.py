@@ -150,7 +150,9 @@ def test_speed_is_measured_with_the_device_named(checkpoint, tmp_path):
     [
         (("CHECKPOINT", "--tasks", "nope"), "choose from"),
         (("CHECKPOINT", "--tasks", "piqa", "--data-dir", "/nowhere"), "no folder"),
+        (("CHECKPOINT", "--tasks", "piqa", "--data-dir", str(ROOT)), "no piqa_valid.jsonl"),
         (("CHECKPOINT", "--tasks", "piqa", "--problems", "3"), "by themselves"),
+        (("CHECKPOINT", "--tasks", "needle", "--dtype", "int8"), "choose one of"),
         (("CHECKPOINT", "--domains", "/nowhere"), "holds no text"),
         (("compare", "only-one"), "at least two"),
         (("speed", "20M", "--dtype", "int3"), "choose one of"),
@@ -158,7 +160,7 @@ def test_speed_is_measured_with_the_device_named(checkpoint, tmp_path):
         (("speed", "20M", "--dtype", "int8", "--device", "cuda"), "--device cpu"),
         (("CHECKPOINT",), "nothing to measure"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, tuple) else value,
 )
 def test_a_mistake_is_named_with_the_mend(checkpoint, arguments, mend):
     with pytest.raises(ValueError, match=mend):

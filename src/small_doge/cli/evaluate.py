@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,8 @@ class CheckpointFirst(TyperGroup):
 
 app = typer.Typer(
     cls=CheckpointFirst,
-    help="Measure a checkpoint: `small-doge eval CHECKPOINT ...`; compare several; measure speed.",
+    help="Measure a checkpoint with `small-doge eval CHECKPOINT ...` (options: `small-doge eval checkpoint --help`), "
+    "compare several, or measure speed.",
     no_args_is_help=True,
 )
 
@@ -71,13 +73,17 @@ def evaluate(
         return
     if data_dir is not None and not data_dir.is_dir():
         raise ValueError(f"there is no folder {data_dir}: name the one that holds the tasks' files.")
+    if find_spec("lm_eval") is None:
+        raise ValueError("--tasks and --domains need lm-eval: pip install 'small-doge[eval]'.")
     from small_doge.evaluation.domains import domain_files, domain_row
-    from small_doge.evaluation.harness import run_tasks
+    from small_doge.evaluation.harness import check_tasks, run_task
     from small_doge.evaluation.lm import load_lm
     from small_doge.evaluation.results import COLUMNS, make_result, shown, write_result
     from small_doge.utils.hardware import default_device, device_name
 
     files = domain_files(domains) if domains is not None else {}
+    folder = str(data_dir) if data_dir else None
+    check_tasks(names, folder)
     device = device or str(default_device())
     # lm-eval's remarks are about options that this command does not have.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -86,11 +92,9 @@ def evaluate(
         domain_row(lm.model, lm.tokenizer, name, path, max_length, megabytes, batch_tokens)
         for name, path in files.items()
     ]
-    found = run_tasks(
-        lm, names, data_dir=str(data_dir) if data_dir else None, shots=shots, limit=limit, seed=seed, chat=chat
-    )
+    found = [run_task(lm, name, folder, shots, limit, seed, chat) for name in names]
     about = {"model": model, "device": device_name(device), "dtype": dtype, "seed": seed, "limit": limit, "chat": chat}
-    about["data"] = str(data_dir) if data_dir else "hub"
+    about["data"] = folder or "hub"
     result = make_result(about, found, rows)
     show(COLUMNS, [shown(row) for row in result["rows"]])
     if output is not None:

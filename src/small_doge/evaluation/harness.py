@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from small_doge.evaluation.lists import TASKS_FOLDER, task_names
+from small_doge.evaluation.rows import find_rows
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,12 @@ class TaskScores:
     seconds: float = 0.0
 
 
-def task_metadata(name: str) -> dict[str, Any]:
-    """The `metadata` of a task's file: default shots, size of the official set, primary metric.
+def task_file(name: str) -> dict[str, Any]:
+    """What a task's own file says, the functions that it names as text.
 
     Raises:
         ValueError: there is no such task.
     """
-    path = TASKS_FOLDER / f"{name}.yaml"
     if name not in task_names():
         raise ValueError(f"there is no task {name!r}: choose from {', '.join(task_names())}.")
 
@@ -54,7 +55,24 @@ def task_metadata(name: str) -> dict[str, Any]:
         """Reads the file without importing the functions that it names."""
 
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))  # type: ignore[arg-type]
-    return yaml.load(path.read_text(encoding="utf-8"), Loader)["metadata"]
+    return yaml.load((TASKS_FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), Loader)
+
+
+def task_metadata(name: str) -> dict[str, Any]:
+    """A task's default shots (`shots`, `chat_shots`), items of the whole official set, and primary metric."""
+    return task_file(name)["metadata"]
+
+
+def check_tasks(names: Sequence[str], data_dir: str | None) -> None:
+    """Look whether every task exists and has its file, before the first is run.
+
+    Raises:
+        ValueError: one does not.
+    """
+    for name in names:
+        rows = task_file(name)["dataset_kwargs"]
+        if data_dir is not None and "file" in rows:
+            find_rows(Path(data_dir), rows["file"])
 
 
 def run_task(
@@ -116,10 +134,3 @@ def run_task(
         groups=[sample["doc"][group] for sample in samples] if group else [],
         seconds=time.perf_counter() - start,
     )
-
-
-def run_tasks(lm: LM, names: Sequence[str], **options: Any) -> list[TaskScores]:
-    """`run_task` for each name; every name is looked at before the first is run."""
-    for name in names:
-        task_metadata(name)
-    return [run_task(lm, name, **options) for name in names]

@@ -23,9 +23,13 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import AutoTokenizer
 
 from small_doge.evaluation.generation import generate_greedily
 from small_doge.evaluation.scoring import Continuation, score_continuations
+from small_doge.models.loading import load_checkpoint
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +144,10 @@ def load_lm(path: str, device: str, dtype: str = "float32", batch_tokens: int = 
     """The lm-eval model for a checkpoint folder or hub id.
 
     Raises:
-        ValueError: a folder that is no whole checkpoint.
+        ValueError: an unknown dtype, or a folder that is no whole checkpoint.
     """
-    from transformers import AutoTokenizer
-
-    from small_doge.models.loading import load_checkpoint
-
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
     model: Any = load_checkpoint(path, getattr(torch, dtype))
     model = model.to(device).eval()
     return SmallDogeLM(model, batch_tokens=batch_tokens, tokenizer=AutoTokenizer.from_pretrained(path))
