@@ -105,6 +105,15 @@ def test_preferences_come_out_as_prompt_chosen_rejected(write_jsonl, tmp_path):
     assert {row["chosen"][0]["content"] for row in mixed["train"]} == {f"good {i}" for i in range(10)}
 
 
+def test_preferences_alone_stay_pairs_where_a_chat_template_is_asked_for(write_jsonl, tokenizer, tmp_path):
+    pairs = write_jsonl("pairs.jsonl", [{"prompt": f"p {i}", "chosen": "good", "rejected": "bad"} for i in range(50)])
+    options = {"processing_class": tokenizer, "apply_chat_template": True}
+    mixed = run([{pairs: 1.0}], tmp_path, total_sample_size=20, **options)
+    assert mixed["train"].column_names == ["prompt", "chosen", "rejected"]
+    assert len(mixed["train"]) == 20
+    assert mixed.report.figures["mix"]["unit"] == "rows"
+
+
 def test_preferences_among_conversations_give_their_chosen_answers_and_a_note(write_jsonl, chat_file, tmp_path):
     pairs = write_jsonl("pairs.jsonl", [{"prompt": f"p {i}", "chosen": "good", "rejected": "bad"} for i in range(50)])
     mixed = run([{chat_file: 0.8}, {pairs: 0.2}], tmp_path, total_sample_size=100)

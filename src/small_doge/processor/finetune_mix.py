@@ -43,7 +43,7 @@ class FinetuneMix:
         encoder: renders and encodes conversations; None leaves them as messages.
         max_length: tokens a row; a longer conversation is left out and counted, never cut.
         total_rows: training rows to make; None takes as many as the ratios allow.
-        ratio_by: "tokens" (needs the encoder) or "rows".
+        ratio_by: "tokens" (needs the encoder) or "rows"; pairs are always counted by rows.
         packing: rows hold several conversations.
         thinking: thoughts in tags or columns become `reasoning_content`.
         keep_columns: columns of the source that rows keep, such as the checkable answer of a task.
@@ -86,6 +86,8 @@ class _Run:
         self.plan = plan
         self.report = Report()
         self.kind = plan.kind or self._common_kind()
+        # Pairs stay text, so they are counted by rows.
+        self.by_tokens = plan.ratio_by == "tokens" and self.kind == "conversation"
         self.state = MixState([0] * len(plan.names), [0] * len(plan.names))
         self.seen = [0] * len(plan.names)
         self.test_seen = [0] * len(plan.names)
@@ -97,7 +99,7 @@ class _Run:
     def make(self, pool: ThreadPoolExecutor | None) -> Report:
         plan = self.plan
         streams = [self._samples(index, pool) for index in range(len(plan.names))]
-        by_tokens = plan.ratio_by == "tokens"
+        by_tokens = self.by_tokens
         packed = plan.packing and by_tokens
         total = None if plan.total_rows is None else plan.total_rows * (plan.max_length if packed else 1)
         for _, sample in mix(streams, plan.ratios, None if by_tokens and not packed else total, self.state):
@@ -114,7 +116,7 @@ class _Run:
             )
         self.report.check()
         self.report.figures["kind"] = self.kind
-        self.report.figures["mix"] = describe(self.state, plan.names, plan.ratios, plan.ratio_by)
+        self.report.figures["mix"] = describe(self.state, plan.names, plan.ratios, "tokens" if by_tokens else "rows")
         for part, writer in self.writers.items():
             self.report.figures[part] = writer.close()
         return self.report
@@ -153,7 +155,7 @@ class _Run:
                         self._keep_test(index, example, epoch)
                         continue
                     self.seen[index] += 1
-                    weight = len(example["input_ids"]) if plan.ratio_by == "tokens" else 1
+                    weight = len(example["input_ids"]) if self.by_tokens else 1
                     yield Sample(weight, example)
             if self.seen[index] == before:
                 raise ValueError(
