@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
 
 import pytest
 
-from small_doge.trainer.continuation import note_released_checkpoint
+from small_doge.trainer.continuation import StablePoint, note_released_checkpoint
 from small_doge.trainer.doge.pt import main
+from small_doge.trainer.stage import StageTrainer
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,14 @@ def test_refuses(first, changes: dict, message: str) -> None:
 def test_refuses_the_first_runs_own_folder(first) -> None:
     with pytest.raises(ValueError, match="name another output_dir"):
         main(first("run", continue_from=checkpoint(first, 16)))
+
+
+def test_sharded_engines_are_refused() -> None:
+    point = StablePoint(Path("checkpoint-1"), 1, (1e-2,))
+    trainer = SimpleNamespace(optimizer=None, continued=point, model=None, is_fsdp_enabled=True)
+    trainer._new_optimizer = lambda model: object()
+    with pytest.raises(ValueError, match="under single_gpu or ddp"):
+        StageTrainer.create_optimizer(trainer)
 
 
 def test_a_released_stable_checkpoint_is_told_its_rate(caplog: pytest.LogCaptureFixture) -> None:

@@ -45,7 +45,12 @@ class StageTrainer(AtomicCheckpoints):
     def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None:
             self.optimizer = self._new_optimizer(model or self.model)
-            if self.continued is not None:
+            if self.continued is not None and self.continued.rates is not None:
+                if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+                    raise ValueError(
+                        "continue_from brings an optimizer's whole moments, which FSDP and DeepSpeed shard: go on "
+                        "under single_gpu or ddp, or from the weights alone with model_name_or_path."
+                    )
                 take_over(self.optimizer, self.continued)
         return self.optimizer
 
