@@ -1,4 +1,4 @@
-"""Draws the figures of docs/architecture.md into docs/assets, from the package's own functions.
+"""Draws the figures of docs/architecture.md into docs/assets, from the package's own functions and a measured run.
 
 python docs/figures/architecture.py
 """
@@ -6,6 +6,7 @@ python docs/figures/architecture.py
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import matplotlib
@@ -16,12 +17,11 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from small_doge import DogeConfig
-from small_doge.models.doge.accounting_doge import cache_bytes_per_sequence
 from small_doge.ops.dynamic_mask_attention import naive_mask, retention_horizon
 from small_doge.ops.expert_retrieval import naive_search
 
 ASSETS = Path(__file__).parent.parent / "assets"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 # The same file for the same figure: no date, and names that do not depend on the run.
 plt.rcParams.update(
     {"svg.hashsalt": "small-doge", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
@@ -64,20 +64,28 @@ def retention() -> None:
 
 
 def cache() -> None:
-    """Bytes of a sequence's cache against tokens decoded, with the window and without it."""
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
-    tokens = np.linspace(0, 100_000, 400)
-    for size, color in (("20M", BLUE), ("320M", ORANGE)):
-        config = DogeConfig.from_size(size)
-        full = cache_bytes_per_sequence(config)
-        bounded = np.minimum(tokens / config.keep_window_size, 1.0) * full
-        unbounded = tokens * 2 * 2 * config.head_size * config.num_key_value_heads * config.num_hidden_layers
-        axis.plot(tokens / 1000, bounded / 2**20, color=color, label=f"Doge-{size}, w = {config.keep_window_size}")
-        axis.plot(tokens / 1000, unbounded / 2**20, color=color, linestyle=":", label=f"Doge-{size}, every key kept")
-    axis.set(xlabel="tokens decoded (thousands)", ylabel="cache of one sequence (MiB, bf16)", yscale="log")
-    axis.set_ylim(1, None)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8, loc="center right", bbox_to_anchor=(1.0, 0.42))
+    """Memory against tokens decoded, as `benchmarks/cache_memory.py` measured it."""
+    file = max(RESULTS.glob("cache_memory_*.json"), key=lambda path: path.name.rsplit("_", 1)[1])
+    rows = json.loads(file.read_text())
+    measured = {
+        metric: [row for row in rows if row["metric"] == metric] for metric in ("cache bytes", "resident bytes")
+    }
+    tokens = np.array([row["tokens"] for row in measured["cache bytes"]])
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
+    # Without a window every token adds what the first thousand added each.
+    first = measured["cache bytes"][0]
+    left.plot(tokens / 1000, tokens * first["value"] / first["tokens"] / 2**20, ":", color=GREY, label="every key kept")
+    for axis, (metric, of_metric), color in zip((left, right), measured.items(), (BLUE, ORANGE), strict=True):
+        axis.plot(tokens / 1000, [row["value"] / 2**20 for row in of_metric], color=color, label="measured")
+        low, high = ([row[bound] / 2**20 for row in of_metric[1:]] for bound in ("min", "max"))
+        axis.fill_between(tokens[1:] / 1000, low, high, color=color, alpha=0.25, linewidth=0)
+        axis.set(xlabel="tokens decoded (thousands)", ylabel=f"{metric.removesuffix(' bytes')} memory (MiB)")
+        axis.set_ylim(0.5 if axis is left else 0, None if axis is left else 1.25 * max(high))
+        axis.spines[["top", "right"]].set_visible(False)
+    left.set_yscale("log")
+    left.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
     save(figure, "cache")
 
 
