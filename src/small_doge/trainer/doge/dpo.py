@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from accelerate.utils import parse_flag_from_env
 from trl import DPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
@@ -41,8 +42,13 @@ def main(argv: Sequence[str]) -> None:
     resume = resume_point(args)
     save_recipe(args)
 
+    # TRL would look the reference's class up by its name in transformers, which has a Doge of its own.
+    sharded = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    reference = None if args.precompute_ref_log_probs and not sharded else load_model(args, tokenizer)
+
     trainer = PreferenceTrainer(
         model=model,
+        ref_model=reference,
         args=args,
         train_dataset=data["train"],
         eval_dataset=evaluation_rows(args, data),
