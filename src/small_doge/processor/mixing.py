@@ -136,6 +136,7 @@ def describe(state: MixState, names: Sequence[str], ratios: Sequence[float], uni
             name: {"ratio": ratio, "share": share, unit: used}
             for name, ratio, share, used in zip(names, ratios, got, state.used, strict=True)
         },
+        "largest_share_error": max(abs(share - ratio) for share, ratio in zip(got, ratios, strict=True)),
         "largest_relative_error": ratio_error(state, ratios) if sum(state.used) else None,
         "ran_out": [names[index] for index in state.ran_out],
     }

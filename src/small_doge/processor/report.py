@@ -130,7 +130,10 @@ class Report:
                     f"{part}: {figures['rows']:,} rows, {figures['tokens_out']:,} tokens, "
                     f"padding {figures['padding_rate']:.2%}, truncation {figures['truncation_rate']:.2%}"
                 )
-        error = self.figures.get("mix", {}).get("largest_relative_error")
-        if error is not None:
-            lines.append(f"largest relative error of a share: {error:.4%}")
+        mix = self.figures.get("mix", {})
+        if mix.get("largest_relative_error") is not None:
+            lines.append(
+                f"largest error of a share of the whole: {mix['largest_share_error']:.4%}, "
+                f"relative to its ratio: {mix['largest_relative_error']:.4%}"
+            )
         return "\n".join([*lines, *self.notes])
