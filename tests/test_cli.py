@@ -22,7 +22,7 @@ def small_doge(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[
 def test_help_names_every_verb() -> None:
     result = small_doge("--help")
     assert result.returncode == 0
-    for verb in ("quickstart", "tokenizer", "data", "train", "eval", "chat", "info"):
+    for verb in ("quickstart", "tokenizer", "data", "train", "eval", "chat", "info", "upcycle", "convert"):
         assert verb in result.stdout
 
 
