@@ -12,6 +12,7 @@ from small_doge.evaluation.results import (
     mean_with_interval,
     read_result,
     shown,
+    task_rows,
     to_markdown,
     write_result,
 )
@@ -53,6 +54,14 @@ def test_a_perplexity_is_the_exponential_of_the_mean():
 
 def test_one_item_has_no_standard_error():
     assert math.isnan(mean_with_interval([1.0])[1])
+    (row,) = task_rows(TaskScores("quiz", 0, {"acc": [1.0]}, 0.5, 9, "acc"))
+    assert row["stderr"] is None and shown(row)[4] == "-"
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_perplexity_beyond_all_floats_is_still_a_number():
+    (row,) = task_rows(TaskScores("quiz", 0, {"perplexity": [-2000.0, -1000.0]}, None, 9, "acc"))
+    assert row["value"] > 1e300
 
 
 def test_groups_are_told_apart():

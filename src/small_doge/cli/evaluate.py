@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from small_doge.cli.console import console
@@ -172,7 +172,7 @@ def measure_text(
 
 def show(columns: Any, rows: list[list[str]]) -> None:
     """Print a table."""
-    table = Table(*columns)
+    table = Table(*(Column(name, no_wrap=name in ("task", "metric")) for name in columns))
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -63,14 +63,15 @@ def domain_row(
     value = sum(bits) / sum(sizes)
     n = len(texts)
     residuals = sum((b - value * s) ** 2 for b, s in zip(bits, sizes, strict=True))
-    error = math.sqrt(residuals * n / (n - 1)) / sum(sizes) if n > 1 else float("nan")
+    # One document says nothing about the spread.
+    error = math.sqrt(residuals * n / (n - 1)) / sum(sizes) if n > 1 else None
     return {
         "task": name,
         "shots": None,
         "metric": "bits_per_byte",
         "value": value,
         "stderr": error,
-        "ci95": [value - 1.959964 * error, value + 1.959964 * error],
+        "ci95": [None, None] if error is None else [value - 1.959964 * error, value + 1.959964 * error],
         "chance": None,
         "reference": f"gzip -9: {gzip_bits_per_byte(texts):.3f}",
         "n": n,

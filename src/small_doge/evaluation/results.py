@@ -26,6 +26,16 @@ def mean_with_interval(values: Sequence[float]) -> tuple[float, float, tuple[flo
     return mean, error, (mean - Z95 * error, mean + Z95 * error)
 
 
+def perplexity(log_probability: float) -> float:
+    """exp(-x), and the largest float where that is larger still."""
+    return math.exp(min(-log_probability, 709.0))
+
+
+def finite(x: float) -> float | None:
+    """The number, or None for one that JSON does not have."""
+    return x if math.isfinite(x) else None
+
+
 def task_rows(scores: TaskScores) -> list[Result]:
     """A row for each metric of a task."""
     rows = []
@@ -33,8 +43,8 @@ def task_rows(scores: TaskScores) -> list[Result]:
         if metric == "perplexity":
             # Of the log-probabilities, and then turned into a perplexity with the ends of the interval changed over.
             mean, error, (low, high) = mean_with_interval(values)
-            value, error = math.exp(-mean), math.exp(-mean) * error
-            low, high = math.exp(-high), math.exp(-low)
+            value, low, high = perplexity(mean), perplexity(high), perplexity(low)
+            error *= value
         else:
             value, error, (low, high) = mean_with_interval(values)
         rows.append(
@@ -43,8 +53,8 @@ def task_rows(scores: TaskScores) -> list[Result]:
                 "shots": scores.shots,
                 "metric": metric,
                 "value": value,
-                "stderr": error,
-                "ci95": [low, high],
+                "stderr": finite(error),
+                "ci95": [finite(low), finite(high)],
                 "chance": scores.chance if metric.startswith("acc") else None,
                 "n": len(values),
                 "official_n": scores.official,
@@ -83,7 +93,7 @@ def shown(row: Result) -> list[str]:
     share = row["metric"] not in ("perplexity", "bits_per_byte")
 
     def number(x: float | None) -> str:
-        if x is None or math.isnan(x):
+        if x is None:
             return "-"
         return f"{100 * x:.2f}" if share else f"{x:.4g}"
 
