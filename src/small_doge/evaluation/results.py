@@ -156,7 +156,7 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axes.plot([place - 0.45, place + 0.45], [100 * share] * 2, color="black", linestyle=":", linewidth=1)
     axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
     axes.set_ylabel("per cent; dotted: chance")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
