@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +142,3 @@ class ProgressReport(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-def is_terminal() -> bool:
-    """Whether a person watches: standard input and output are both a terminal."""
-    return sys.stdin.isatty() and sys.stdout.isatty()
