@@ -104,14 +104,16 @@ std::vector<double> read_bandwidth(size_t bytes, int threads, int repeats, const
     std::vector<uint64_t> sums(threads * 8);
     std::vector<double> rates;
     const int passes = static_cast<int>(std::max<size_t>(1, (size_t(1) << 30) / bytes));
-    const size_t part = bytes / threads / 64 * 64;
     for (int i = 0; i < repeats; ++i) {
         const auto start = std::chrono::steady_clock::now();
+        size_t part = 0;
         team.run([&](int thread) {
-            for (int p = 0; p < passes; ++p) sums[thread * 8] += k->read(data + part * thread, part);
+            const size_t own = bytes / team.size() / 64 * 64;
+            if (thread == 0) part = own * team.size();
+            for (int p = 0; p < passes; ++p) sums[thread * 8] += k->read(data + own * thread, own);
         });
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        rates.push_back(static_cast<double>(part) * threads * passes / seconds);
+        rates.push_back(static_cast<double>(part) * passes / seconds);
     }
     return rates;
 }
@@ -181,7 +183,7 @@ NB_MODULE(_core, m) {
              })
         .def_prop_ro("bytes", [](const Core& self) { return self.model->bytes(); })
         .def_prop_ro("isa", [](const Core& self) { return self.model->kernels->name; })
-        .def_prop_ro("threads", [](const Core& self) { return self.model->team.size(); });
+        .def_prop_ro("threads", [](const Core& self) { return self.model->team.most(); });
 
     nb::class_<Session>(m, "Session")
         .def(

@@ -320,9 +320,10 @@ void Session::head(int thread, const Block& block) {
         if (!direct && first < last)
             std::memcpy(row + first, out + static_cast<size_t>(at - 1) * ld_logits_ + first,
                         sizeof(float) * (last - first));
-        LogitStats& stats = stats_[static_cast<size_t>(s.row) * threads + thread];
-        stats = first < last ? k_.stats(row + first, last - first) : none;
-        stats.argmax += first;
+        LogitStats* stats = stats_.data() + static_cast<size_t>(s.row) * team.most();
+        stats[thread] = first < last ? k_.stats(row + first, last - first) : none;
+        stats[thread].argmax += first;
+        if (thread == 0) std::fill(stats + threads, stats + team.most(), none);
     }
     for (int i = 0; block.all_logits && i < wanted && first < last; ++i)
         std::memcpy(block.all_logits + static_cast<size_t>(i) * c.vocab + first,

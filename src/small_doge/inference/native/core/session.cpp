@@ -63,10 +63,10 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots)
     if (c.experts) ld_router_ = model_->layers[0].router.panels * kPanel;
     ld_logits_ = model_->head.panels * kPanel;
     logits_.assign(static_cast<size_t>(batch) * ld_logits_, 0.0f);
-    stats_.resize(static_cast<size_t>(batch) * model_->team.size());
+    stats_.resize(static_cast<size_t>(batch) * model_->team.most());
 
     const int group = c.heads / c.kv_heads, query_rows = 8 * group;
-    for (int t = 0; t < model_->team.size(); ++t) {
+    for (int t = 0; t < model_->team.most(); ++t) {
         auto s = std::make_unique<Scratch>();
         s->hidden.resize(1, c.hidden);
         s->attention.resize(1, c.heads * c.head_dim);
@@ -138,7 +138,7 @@ void Session::copy(int source, int target) {
     for (int l = 0; l < c.layers; ++l)
         for (int kv = 0; kv < c.kv_heads; ++kv) cache(target, l, kv).assign(cache(source, l, kv), slot_bytes_);
     std::copy_n(logits(source), ld_logits_, logits_.data() + static_cast<size_t>(target) * ld_logits_);
-    const size_t threads = model_->team.size();
+    const size_t threads = model_->team.most();
     std::copy_n(stats_.data() + source * threads, threads, stats_.data() + target * threads);
 }
 
@@ -238,7 +238,7 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
         if (!rows_[row].ready && rows_[row].pending < 0)
             throw std::invalid_argument("row " + std::to_string(row) + " has no tokens yet; call prefill first");
     const std::lock_guard<std::mutex> lock(model_->busy);
-    const int threads = model_->team.size(), vocab = model_->config.vocab;
+    const int parts = model_->team.most(), vocab = model_->config.vocab;
     Generated out;
     out.tokens.assign(rows.size() * n, -1);
     out.logprobs.assign(rows.size() * n, 0.0f);
@@ -269,12 +269,12 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
             r.seen.add(fed[i]);
             r.ready = true;
         }
-        const LogitStats* parts = stats_.data() + static_cast<size_t>(rows[i]) * threads;
-        LogitStats all = parts[0];
-        for (int t = 1; t < threads; ++t)
-            if (parts[t].max > all.max) all = parts[t];
+        const LogitStats* part = stats_.data() + static_cast<size_t>(rows[i]) * parts;
+        LogitStats all = part[0];
+        for (int t = 1; t < parts; ++t)
+            if (part[t].max > all.max) all = part[t];
         all.sum = 0;
-        for (int t = 0; t < threads; ++t) all.sum += parts[t].sum * std::exp(parts[t].max - all.max);
+        for (int t = 0; t < parts; ++t) all.sum += part[t].sum * std::exp(part[t].max - all.max);
         const Choice c = sampler.choose(k_, logits(rows[i]), vocab, all, how[i], r.seen, r.length);
         out.tokens[static_cast<size_t>(i) * n + at] = c.token;
         out.logprobs[static_cast<size_t>(i) * n + at] = c.logprob;
@@ -283,20 +283,17 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
         r.pending = c.token;
     };
 
-    gather();
-    model_->team.run([&](int thread) {
-        for (int at = 0; at < n && !active.empty(); ++at) {
+    // A run for each token, so that the team can shrink and grow between them.
+    for (int at = 0; at < n && !active.empty(); ++at) {
+        gather();
+        model_->team.run([&](int thread) {
             if (!block.tokens.empty()) feed(thread, block);
-            for (size_t i = thread; i < active.size(); i += threads) sample(active[i], at, scratch_[thread]->sampler);
-            model_->team.barrier();
-            if (thread == 0) {
-                active.erase(std::remove_if(active.begin(), active.end(), [&](int i) { return out.stopped[i]; }),
-                             active.end());
-                if (at + 1 < n) gather();
-            }
-            model_->team.barrier();
-        }
-    });
+            for (size_t i = thread; i < active.size(); i += model_->team.size())
+                sample(active[i], at, scratch_[thread]->sampler);
+        });
+        active.erase(std::remove_if(active.begin(), active.end(), [&](int i) { return out.stopped[i]; }),
+                     active.end());
+    }
     return out;
 }
 

@@ -127,7 +127,7 @@ class Session {
     std::vector<float> x_, qkv_, attention_, gate_, up_, update_, router_, moe_, cos_, sin_, logits_, head_out_;
     int ld_x_, ld_qkv_, ld_attention_, ld_wide_, ld_router_ = 0;
     Input hidden_, attended_, wide_;
-    std::vector<LogitStats> stats_;  // [row][thread]
+    std::vector<LogitStats> stats_;  // [row][thread of the whole team]
     std::vector<std::unique_ptr<Scratch>> scratch_;
 };
 

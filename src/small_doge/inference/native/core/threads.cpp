@@ -1,6 +1,6 @@
 #include "threads.hpp"
 
-#include <chrono>
+#include <algorithm>
 
 #if defined(_M_X64) || defined(__x86_64__)
 #include <immintrin.h>
@@ -22,11 +22,15 @@ inline void relax() {
 constexpr int kSpins = 50000;
 // A caller that decodes in chunks comes back sooner than this; a parked worker costs a wake-up of about 50 us.
 constexpr std::chrono::microseconds kLinger{300};
+// How long the caller works alone once the others lacked a core: doubled each time, up to the limit.
+constexpr std::chrono::milliseconds kAlone{20}, kAloneMost{1000};
+
+thread_local bool is_worker = false;
 
 }  // namespace
 
-Team::Team(int threads) : size_(threads) {
-    for (int i = 1; i < size_; ++i) workers_.emplace_back([this, i] { worker(i); });
+Team::Team(int threads) : most_(threads), size_(threads), alone_for_(kAlone) {
+    for (int i = 1; i < most_; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
 
 Team::~Team() {
@@ -39,8 +43,11 @@ Team::~Team() {
 }
 
 void Team::run(const std::function<void(int)>& work) {
+    const Clock::time_point start = Clock::now();
+    size_ = start < alone_until_ ? 1 : most_;
     if (size_ == 1) return work(0);
     work_ = &work;
+    stalled_ = {};
     started_.fetch_add(1);
     if (parked_.load() > 0) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -48,6 +55,17 @@ void Team::run(const std::function<void(int)>& work) {
     }
     work(0);
     barrier();
+    judge(start);
+}
+
+void Team::judge(Clock::time_point start) {
+    const Clock::time_point now = Clock::now();
+    if (stalled_ * 3 > now - start) {
+        alone_until_ = now + alone_for_;
+        alone_for_ = std::min<Clock::duration>(2 * alone_for_, kAloneMost);
+    } else if (now - alone_until_ > kAloneMost) {
+        alone_for_ = kAlone;
+    }
 }
 
 void Team::barrier() {
@@ -58,15 +76,17 @@ void Team::barrier() {
         phase_.store(phase + 1, std::memory_order_release);
         return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins) {
-        if (spins < kSpins)
-            relax();
-        else
-            std::this_thread::yield();
+    for (int spins = 0; spins < kSpins; ++spins) {
+        if (phase_.load(std::memory_order_acquire) != phase) return;
+        relax();
     }
+    const Clock::time_point since = Clock::now();
+    while (phase_.load(std::memory_order_acquire) == phase) std::this_thread::yield();
+    if (!is_worker) stalled_ += Clock::now() - since;
 }
 
 void Team::worker(int thread) {
+    is_worker = true;
     uint32_t seen = 0;
     for (;;) {
         const auto since = std::chrono::steady_clock::now();

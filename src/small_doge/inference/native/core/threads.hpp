@@ -1,6 +1,7 @@
 // A fixed team of threads for work of a few microseconds: they spin between phases and park between calls.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -16,16 +17,27 @@ class Team {
     Team(const Team&) = delete;
     Team& operator=(const Team&) = delete;
 
+    // Threads that the team has, and those that take part in the running work: all, or the caller alone for a while
+    // after the others were found to lack a core, since a barrier then costs a time slice.
+    int most() const { return most_; }
     int size() const { return size_; }
-    // Runs work(thread) on every thread, the caller's being 0, and returns when all are done. One caller at a time.
+    // Runs work(thread) on every thread that takes part, the caller's being 0, and returns when all are done. One
+    // caller at a time.
     void run(const std::function<void(int)>& work);
     // Meets the other threads of the running work; what was written before is visible to all after.
     void barrier();
 
   private:
-    void worker(int thread);
+    using Clock = std::chrono::steady_clock;
 
-    const int size_;
+    void worker(int thread);
+    void judge(Clock::time_point start);
+
+    const int most_;
+    int size_;
+    Clock::duration stalled_{};  // how long the caller waited at barriers beyond any honest wait, in this run
+    Clock::duration alone_for_;
+    Clock::time_point alone_until_{};
     std::vector<std::thread> workers_;
     const std::function<void(int)>* work_ = nullptr;
     alignas(64) std::atomic<int> arrived_{0};
