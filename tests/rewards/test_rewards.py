@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from small_doge.rewards import REWARDS, accuracy, get_reward, text_of, well_formed
+from small_doge.rewards import REWARDS, accuracy, get_reward, text_of, true_steps, well_formed
 from small_doge.rewards.thinking import split_thinking
 
 GOOD = "<think>\n7 + 5 = 12.\n</think>\n\n12"
@@ -60,6 +60,23 @@ def test_accuracy_reads_the_final_answer_alone(text: str, answer: str, reward: f
     assert accuracy(text, answer) == reward
 
 
+@pytest.mark.parametrize(
+    ("thoughts", "reward"),
+    [
+        ("Tom starts with 7. 7 + 5 = 12. 12 - 3 = 9.", 1.0),
+        ("7 + 5 = 12. 12 - 3 = 8.", 0.5),
+        ("7 + 5 = 125.", 0.0),
+        ("7 * 5 = 35. 3 - 5 = -2.", 1.0),
+        ("7 and 5 make 12.", 0.0),
+        ("1.5 + 5 = 6", 0.0),
+    ],
+    ids=["all true", "one of two", "a longer number", "products and signs", "no equation", "decimals are not read"],
+)
+def test_steps_are_paid_by_the_share_that_is_true(thoughts: str, reward: float) -> None:
+    assert true_steps(f"<think>\n{thoughts}\n</think>\n\n9") == reward
+    assert true_steps(thoughts) == 0.0, "without tags there are no thoughts"
+
+
 def test_a_gold_answer_without_a_number_is_not_judged() -> None:
     assert accuracy("12", "twelve") is None
 
@@ -70,5 +87,5 @@ def test_texts_come_as_trl_passes_them() -> None:
 
 def test_rewards_are_found_by_name() -> None:
     assert all(get_reward(name) is reward for name, reward in REWARDS.items())
-    with pytest.raises(ValueError, match="choose from accuracy, format"):
+    with pytest.raises(ValueError, match="choose from accuracy, format, steps"):
         get_reward("beauty")

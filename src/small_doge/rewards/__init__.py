@@ -1,8 +1,7 @@
 """Verifiable rewards: pure functions of a completion's text and the problem's answer, by name.
 
 A reward returns a number, or None where it cannot judge (an answer that cannot be parsed): such a completion is left
-out of
-that reward, never paid.
+out of that reward, never paid.
 """
 
 from __future__ import annotations
@@ -11,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from small_doge.rewards.answers import accuracy
+from small_doge.rewards.steps import true_steps
 from small_doge.rewards.thinking import well_formed
 
 Reward = Callable[..., float | None]
 
-REWARDS: dict[str, Reward] = {"accuracy": accuracy, "format": well_formed}
+REWARDS: dict[str, Reward] = {"accuracy": accuracy, "format": well_formed, "steps": true_steps}
 
 
 def get_reward(name: str) -> Reward:
@@ -36,4 +36,4 @@ def text_of(completion: Any) -> str:
     return "".join(message.get("content") or "" for message in completion)
 
 
-__all__ = ["REWARDS", "Reward", "accuracy", "get_reward", "text_of", "well_formed"]
+__all__ = ["REWARDS", "Reward", "accuracy", "get_reward", "text_of", "true_steps", "well_formed"]

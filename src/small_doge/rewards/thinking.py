@@ -16,8 +16,7 @@ def split_thinking(text: str) -> tuple[str, str] | None:
     """The thoughts and the answer of a well-formed completion; None for any other.
 
     Well formed: exactly one opening and one closing tag of one family, in this order, nothing but white space before
-    them (a prompt
-    may already have opened the tag), thoughts between them and an answer after.
+    them (a prompt may already have opened the tag), thoughts between them and an answer after.
     """
     for opening, closing in FAMILIES:
         if closing not in text:
