@@ -16,10 +16,10 @@ from small_doge.evaluation.likelihood import (
     bits_per_byte,
     gzip_bits_per_byte,
     log_likelihoods,
-    preference_log_ratios,
+    preference_scores,
     text_windows,
 )
-from small_doge.evaluation.statistics import paired_difference_interval, wilson_interval
+from small_doge.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from small_doge.models.loading import load_checkpoint
 
 CHATS = [
@@ -94,11 +94,19 @@ def test_answer_loss_counts_the_assistants_tokens_alone(model, tokenizer) -> Non
 def test_a_preference_is_the_difference_of_the_two_answers(model, tokenizer) -> None:
     pair = {"prompt": CHATS[0][:1], "chosen": CHATS[0][1:], "rejected": CHATS[1][1:]}
     swapped = {"prompt": CHATS[0][:1], "chosen": CHATS[1][1:], "rejected": CHATS[0][1:]}
-    ratios, per_token = preference_log_ratios(model, tokenizer, [pair, swapped])
-    assert per_token[0].item() == pytest.approx(-per_token[1].item(), abs=1e-5)
-    assert 0 < abs(per_token[0].item()) < abs(ratios[0].item())
-    assert ratios[0].item() == pytest.approx(-ratios[1].item(), abs=1e-4)
-    assert abs(ratios[0].item()) > 0.1
+    scores = preference_scores(model, tokenizer, [pair, swapped])
+    ratios = scores.log_ratios.tolist()
+    assert ratios[0] == pytest.approx(-ratios[1], abs=1e-4)
+    assert abs(ratios[0]) > 0.1
+    means = (scores.totals / scores.tokens)[0].tolist()
+    assert scores.prefers_chosen == [means[0] > means[1], means[1] > means[0]]
+
+
+def test_the_loss_on_chosen_answers_is_their_answer_loss(model, tokenizer) -> None:
+    pairs = [{"prompt": chat[:1], "chosen": chat[1:], "rejected": CHATS[0][1:]} for chat in CHATS]
+    chosen = [[*pair["prompt"], *pair["chosen"]] for pair in pairs]
+    expected = answer_loss(model, tokenizer, chosen)
+    assert preference_scores(model, tokenizer, pairs).chosen_loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_intervals() -> None:
@@ -107,3 +115,6 @@ def test_intervals() -> None:
     assert wilson_interval(0, 10)[0] == 0.0
     low, high = paired_difference_interval([False] * 50 + [True] * 50, [True] * 60 + [False] * 40)
     assert low < 0.1 < high
+    low, high = mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert (low + high) / 2 == pytest.approx(2.5)
+    assert high - low == pytest.approx(2 * 1.959964 * math.sqrt(5 / 3 / 4))

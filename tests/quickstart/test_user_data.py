@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from small_doge.quickstart.data import by_size, choose_sources, scaled
 from small_doge.quickstart.user_data import kind_of, sort_files
@@ -77,8 +79,9 @@ def test_shares_follow_size_and_add_up(tmp_path: Path) -> None:
     assert scaled([{"a": 1.0}, {"b": 3.0}], 2.0) == [{"a": 0.5}, {"b": 1.5}]
 
 
-def truncated_gzip(path: Path) -> None:
-    data = gzip.compress(json.dumps({"text": "word " * 2000}).encode() + b"\n")
+def truncated(path: Path, compress: Callable[[bytes], bytes]) -> None:
+    rows = b"".join(json.dumps({"text": f"{i * 7919} words"}).encode() for i in range(5000)) + b"\n"
+    data = compress(rows)
     path.write_bytes(data[: len(data) // 2])
 
 
@@ -88,10 +91,18 @@ def truncated_gzip(path: Path) -> None:
         (lambda folder: None, "holds no data"),
         (lambda folder: (folder / "a.jsonl").write_bytes(b""), "is empty"),
         (lambda folder: (folder / "a.txt").write_bytes(bytes(range(256))), "a.txt"),
-        (lambda folder: truncated_gzip(folder / "a.jsonl.gz"), "a.jsonl.gz"),
+        (lambda folder: truncated(folder / "a.jsonl.gz", gzip.compress), "a.jsonl.gz.*fetch it again"),
+        (lambda folder: truncated(folder / "a.jsonl.zst", zstandard.compress), "a.jsonl.zst.*fetch it again"),
         (lambda folder: write(folder / "a.jsonl", {"id": 1}), "nothing to train on"),
     ],
-    ids=["an empty folder", "a 0-byte shard", "a binary file", "a truncated archive", "no known columns"],
+    ids=[
+        "an empty folder",
+        "a 0-byte shard",
+        "a binary file",
+        "a truncated gzip file",
+        "a truncated zstd file",
+        "no known columns",
+    ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, make, message: str) -> None:
     make(tmp_path)

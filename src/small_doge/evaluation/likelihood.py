@@ -29,8 +29,7 @@ def log_likelihoods(
     """Sum of log-probabilities (nats) of each sequence's counted tokens, and how many there are.
 
     Sequences are batched by length, at most `batch_tokens` padded tokens at once; the order of the result is that of
-    the input. A
-    sequence's first token follows nothing and is never counted.
+    the input. A sequence's first token follows nothing and is never counted.
     """
     was_training = model.training
     model.eval()
@@ -112,21 +111,45 @@ def answer_loss(
     return -sum(total for total, _ in scored) / max(1, sum(count for _, count in scored))
 
 
-def preference_log_ratios(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict[str, Any]], max_length: int = 1024
-) -> tuple[Tensor, Tensor]:
-    """How much likelier the chosen answer of each pair is than the rejected one, in nats: [N] and [N].
+@dataclass(frozen=True)
+class PreferenceScores:
+    """Log-probabilities of the two answers of N pairs.
 
-    Returns:
-        log p(chosen | prompt) - log p(rejected | prompt), whose change under training is DPO's margin over beta; and
-        the same
-        difference of the means a token, which does not favor the shorter answer.
+    Args:
+        totals: Log-probability (nats) of each answer given its prompt, [N, 2]: chosen, rejected.
+        tokens: Tokens of each answer, [N, 2].
     """
+
+    totals: Tensor
+    tokens: Tensor
+
+    @property
+    def log_ratios(self) -> Tensor:
+        """log p(chosen | prompt) - log p(rejected | prompt), [N]; its change under training is DPO's margin over
+        beta.
+        """
+        return self.totals[:, 0] - self.totals[:, 1]
+
+    @property
+    def prefers_chosen(self) -> list[bool]:
+        """Whether the chosen answer is the likelier one a token, which does not favor the shorter answer."""
+        means = self.totals / self.tokens.clamp(min=1)
+        return (means[:, 0] > means[:, 1]).tolist()
+
+    @property
+    def chosen_loss(self) -> float:
+        """Mean loss (nats) over the tokens of the chosen answers."""
+        return -(self.totals[:, 0].sum() / self.tokens[:, 0].sum().clamp(min=1)).item()
+
+
+def preference_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[dict[str, Any]], max_length: int = 1024
+) -> PreferenceScores:
+    """Score both answers of each pair (`prompt`, `chosen`, `rejected`: lists of messages)."""
     sequences = [
         conversation_tokens(tokenizer, [*pair["prompt"], *pair[side]], max_length)
         for pair in pairs
         for side in ("chosen", "rejected")
     ]
-    scored = torch.tensor(log_likelihoods(model, sequences), dtype=torch.float64)
-    totals, means = scored[:, 0], scored[:, 0] / scored[:, 1].clamp(min=1)
-    return totals[0::2] - totals[1::2], means[0::2] - means[1::2]
+    scored = torch.tensor(log_likelihoods(model, sequences), dtype=torch.float64).view(-1, 2, 2)
+    return PreferenceScores(totals=scored[:, :, 0], tokens=scored[:, :, 1])

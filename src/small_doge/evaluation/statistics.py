@@ -16,14 +16,18 @@ def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float,
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def mean_interval(values: Sequence[float], z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a mean (normal approximation)."""
+    n = len(values)
+    assert n > 0
+    mean = sum(values) / n
+    half = z * math.sqrt(sum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)
+    return mean - half, mean + half
+
+
 def paired_difference_interval(
     before: Sequence[bool], after: Sequence[bool], z: float = 1.959964
 ) -> tuple[float, float]:
     """95 % interval of the change of a share, measured on the same items before and after (normal approximation)."""
-    n = len(before)
-    assert n == len(after) and n > 0
-    differences = [int(a) - int(b) for a, b in zip(after, before, strict=True)]
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / max(1, n - 1)
-    half = z * math.sqrt(variance / n)
-    return mean - half, mean + half
+    assert len(before) == len(after)
+    return mean_interval([int(a) - int(b) for a, b in zip(after, before, strict=True)], z)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from small_doge.processor.builtin import BUILTIN_SOURCES
 from small_doge.processor.documents import is_test, iter_documents
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio as mix_conversations
 from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio as mix_text
 from small_doge.processor.report import Report
+from small_doge.processor.token_stream import shuffle_blocks
 from small_doge.processor.tokenizer import train_tokenizer
 from small_doge.quickstart.settings import Settings
 from small_doge.quickstart.state import write_json
@@ -27,6 +26,7 @@ logger = logging.getLogger(__name__)
 TEST_SHARE = 0.1
 ARITHMETIC = "builtin:arithmetic"
 IDENTITY_COPIES = 20
+PROBLEM = ("question", "answer")
 
 
 @dataclass(frozen=True)
@@ -76,34 +76,26 @@ def scaled(mix: list[dict[str, float]], share: float) -> list[dict[str, float]]:
 
 
 def sample_texts(sources: list[dict[str, float]], megabytes: float, held_out: bool, seed: int) -> list[str]:
-    """Documents of each source by its share, about `megabytes` of UTF-8 in all, from one side of the split."""
+    """Documents of each source by its share, `megabytes` of UTF-8 in all at most, from one side of the split.
+
+    The last document of a source is cut to what is left, so that a source of few long ones does not take more.
+    """
     texts: list[str] = []
     total = sum(share for source in sources for share in source.values())
     for source in sources:
         for name, share in source.items():
-            left = megabytes * 1e6 * share / total
-            for document in shuffled(iter_documents(name, report=Report()), seed):
+            left = round(megabytes * 1e6 * share / total)
+            documents = iter_documents(name, report=Report())
+            # Sources come sorted, and a prefix of them is no sample.
+            for document in shuffle_blocks(documents, [seed], lambda document: document.characters):
                 if is_test(document, TEST_SHARE) != held_out:
                     continue
-                texts.append(document.text)
-                left -= len(document.text.encode())
+                data = document.text.encode()[:left]
+                texts.append(data.decode(errors="ignore"))
+                left -= len(data)
                 if left <= 0:
                     break
-    return texts
-
-
-def shuffled(items: Iterator[Any], seed: int, buffer: int = 20_000) -> Iterator[Any]:
-    """The items in blocks of shuffled order: sources come sorted, and a prefix of them is not a sample."""
-    rng = random.Random(seed)
-    block: list[Any] = []
-    for item in items:
-        block.append(item)
-        if len(block) == buffer:
-            rng.shuffle(block)
-            yield from block
-            block = []
-    rng.shuffle(block)
-    yield from block
+    return [text for text in texts if text]
 
 
 def save(data: DatasetDict, folder: Path) -> None:
@@ -111,10 +103,21 @@ def save(data: DatasetDict, folder: Path) -> None:
     DatasetDict({split: rows for split, rows in data.items() if len(rows)}).save_to_disk(str(folder))
 
 
+def arithmetic(settings: Settings, n: int, seed: int, **options: Any) -> list[dict[str, Any]]:
+    """Arithmetic problems as hard as the settings say."""
+    return list(BUILTIN_SOURCES[ARITHMETIC](n=n, seed=seed, **settings.arithmetic, **options))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows as JSON lines, as a person's own file would hold them."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def make_tokenizer(sources: Sources, settings: Settings, folder: Path) -> dict[str, Any]:
     """Train the tokenizer on training text, and a little arithmetic so that it knows the words of the tasks."""
     texts = sample_texts(sources.text, settings.tokenizer_megabytes, held_out=False, seed=settings.seed)
-    problems = BUILTIN_SOURCES[ARITHMETIC](n=min(1000, settings.problems), seed=settings.seed, **settings.arithmetic)
+    problems = arithmetic(settings, min(1000, settings.problems), settings.seed, steps=settings.short_steps)
     texts += [f"{problem['question']}\n{problem['reasoning']}" for problem in problems]
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     tokenizer.save_pretrained(str(folder))
@@ -139,9 +142,8 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
     save(rows, folder / "pretrain")
     held_out_texts = sample_texts(sources.text, settings.held_out_kilobytes / 1000, held_out=True, seed=settings.seed)
 
-    identity = [row for row in BUILTIN_SOURCES["builtin:python-qa"]() if row["kind"] == "identity"]
-    identity_file = folder / "identity.jsonl"
-    identity_file.write_text("".join(json.dumps(row) + "\n" for row in identity * IDENTITY_COPIES), encoding="utf-8")
+    identity = list(BUILTIN_SOURCES["builtin:python-qa"](documents=[]))  # who it is, and nothing about documents
+    identity_file = write_rows(folder / "identity.jsonl", identity * IDENTITY_COPIES)
     with_identity = [*scaled(sources.conversations, 0.95), {str(identity_file): 0.05}]
     conversations = mix_conversations(
         with_identity,
@@ -161,39 +163,34 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
     )
     save(preferences, folder / "dpo")
 
-    problems = settings.problems
-    traces: list[dict[str, float]] = [{ARITHMETIC: problems}, *scaled(with_identity, settings.reminders)]
+    # Most worked examples are short and few are long: the long problems are left for reinforcement to learn.
+    examples = settings.problems + settings.long_problems
+    spare = 1 + 2 * TEST_SHARE  # the mix keeps a share of them back
+    short = arithmetic(settings, round(settings.problems * spare), settings.seed, steps=settings.short_steps)
+    long = arithmetic(settings, round(settings.long_problems * spare), settings.seed, steps=settings.long_steps)
+    worked = write_rows(folder / "worked.jsonl", [*short, *long])
+    traces: list[dict[str, float]] = [{str(worked): examples}, *scaled(with_identity, settings.reminders)]
     if sources.reasoning:
-        traces += scaled(sources.reasoning, problems / 2)
+        traces += scaled(sources.reasoning, examples / 2)
     distillation = mix_conversations(
         traces,
         total_sample_size=round(sum(share for trace in traces for share in trace.values())),
         kind="conversation",
         apply_thinking_template=True,
-        source_options={ARITHMETIC: {"n": problems + 600, "seed": settings.seed, **settings.arithmetic}},
         **common,
     )
     save(distillation, folder / "distill")
 
-    wanted = settings.reinforcement_problems
-    reinforcement = mix_conversations(
-        [{ARITHMETIC: 1.0}],
-        total_sample_size=wanted,
-        kind="conversation",
-        keep_columns=("question", "answer"),
-        source_options={ARITHMETIC: {"n": wanted + 500, "seed": settings.seed + 1, **settings.arithmetic}},
-        **common,
-    )
+    asked = arithmetic(settings, settings.reinforcement_problems, settings.seed + 1, steps=settings.long_steps)
+    reinforcement = DatasetDict({"train": Dataset.from_list([{key: row[key] for key in PROBLEM} for row in asked])})
     save(reinforcement, folder / "grpo")
 
-    tests = BUILTIN_SOURCES[ARITHMETIC](
-        n=settings.held_out_problems, seed=settings.seed, split="test", **settings.arithmetic
-    )
+    tests = arithmetic(settings, settings.held_out_problems, settings.seed, split="test", steps=settings.long_steps)
     held_out = {
         "texts": held_out_texts,
         "conversations": [row["messages"] for row in conversations["test"]],
         "preferences": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in preferences["test"]],
-        "problems": [{"question": row["question"], "answer": row["answer"]} for row in tests],
+        "problems": [{key: row[key] for key in PROBLEM} for row in tests],
     }
     write_json(folder / "held_out.json", held_out)
     sets = {"pretrain": rows, "sft": conversations, "dpo": preferences, "distill": distillation, "grpo": reinforcement}

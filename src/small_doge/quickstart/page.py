@@ -3,101 +3,128 @@
 from __future__ import annotations
 
 import html
-import io
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
+from small_doge.quickstart.charts import chart
+from small_doge.quickstart.figures import Figure
 from small_doge.utils.throughput import clock_time
+
+TITLE = "From text to a small model that answers"
 
 
 def as_html(
     report: dict[str, Any],
-    rows: list[tuple[str, str, str, str, str]],
+    figures: list[Figure],
     curves: dict[str, list[dict[str, Any]]],
     recipes: dict[str, str],
 ) -> str:
     """The report as one HTML page that needs no other file."""
-    escape = html.escape
     style = (files("small_doge.quickstart") / "report.css").read_text(encoding="utf-8")
-    table = "".join(
-        f"<tr><td>{escape(stage)}</td><td>{escape(what)}</td><td class=number>{escape(before)}</td>"
-        f"<td class='number after'>{escape(after)}</td><td class=how>{escape(how)}</td></tr>"
-        for stage, what, before, after, how in rows
-    )
-    charts = "".join(
-        f"<div>{chart(f'{stage}: loss', points)}</div>"
-        for stage, points in curves.items()
-        if points and stage != "grpo"
-    )
-    rewards = [p for p in curves.get("grpo", []) if "reward" in p]
-    charts += f"<div>{chart('grpo: mean reward', rewards, 'reward')}</div>" if rewards else ""
-    answers = "".join(
-        f"<div class=answer><b>{escape(sample['question'])}</b><pre>{escape(sample['answer'])}</pre></div>"
-        for sample in report["samples"]
-    )
-    seconds = report["seconds"]
-    times = "".join(
-        f"<tr><td>{escape(stage)}</td><td class=number>{clock_time(value)}</td>"
-        f"<td class=number>{speed(curves.get(stage, []))}</td></tr>"
-        for stage, value in seconds.items()
-    )
-    configuration = "".join(
-        f"<details><summary>{escape(stage)}</summary><pre>{escape(text)}</pre></details>"
-        for stage, text in recipes.items()
-        if text
-    )
-    libraries = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    restarts = report["restarts"]
+    restarts = ", ".join(report["restarts"])
     note = (
-        f"<p class=lead>Interrupted and resumed: {escape(', '.join(restarts))}; seconds are of the last start.</p>"
-        if restarts
-        else ""
+        f"<p>Interrupted and resumed: {html.escape(restarts)}. Seconds are of the last start.</p>" if restarts else ""
     )
-    parameters = report["pretrain"]["parameters"]
-    lead = f"{parameters:,} parameters, {clock_time(seconds['total'])} on {escape(report['device'])}."
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>SmallDoge quickstart</title><style>{style}</style>
-<main>
-<h1>From text to a small model that answers</h1>
-<p class="lead">{lead}</p>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>SmallDoge: {TITLE.lower()}</title>
+<style>
+{style}</style>
+</head>
+<body><main>
+<header><h1>{TITLE}</h1>
+<p>{html.escape(lead(report))}</p></header>
+<section class="cards">{"".join(card(figure) for figure in figures if figure.headline)}</section>
 <h2>What each stage did</h2>
-<div class="wide"><table><tr><th>stage<th>measured on held-out data<th>before<th>after<th>how</tr>{table}</table></div>
-<h2>Curves</h2><div class="charts">{charts}</div>
-<h2>What it says</h2>{answers}
-<h2>Time</h2>
-<div class="wide"><table><tr><th>stage<th>time<th>training tokens/s (median)</tr>{times}</table></div>{note}
-<h2>Configuration</h2>{configuration}
-<details><summary>settings</summary><pre>{escape(yaml.safe_dump(report["settings"]))}</pre></details>
-<p class="lead">{escape(libraries)}</p>
-</main></html>
+<div class="wide">{figure_table(figures)}</div>
+<h2>Curves</h2>
+<section class="charts">{charts(curves)}</section>
+<h2>What it says</h2>
+{"".join(answer(sample) for sample in report["samples"])}
+<h2>Where the time went</h2>
+<div class="wide">{time_table(report["seconds"], curves)}</div>
+{note}
+<h2>Configuration</h2>
+{"".join(folded(stage, text) for stage, text in recipes.items() if text)}
+{folded("settings", yaml.safe_dump(report["settings"]))}
+<footer>{html.escape(versions)}</footer>
+</main></body>
+</html>
 """
 
 
-def chart(title: str, points: list[dict[str, Any]], value: str = "loss") -> str:
-    """A curve as SVG text."""
-    import matplotlib
+def lead(report: dict[str, Any]) -> str:
+    """One line about the whole run."""
+    parameters, total = report["pretrain"]["parameters"], report["seconds"]["total"]
+    return f"{parameters:,} parameters, trained in {clock_time(total)} on {report['device']}."
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    pyplot.rcParams["svg.fonttype"] = "none"
-    figure, axes = pyplot.subplots(figsize=(4.2, 2.4))
-    axes.plot([p["step"] for p in points], [p[value] for p in points], color="#b45309", linewidth=1.6)
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("step", fontsize=8)
-    axes.tick_params(labelsize=8)
-    axes.grid(alpha=0.25)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.tight_layout()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True)
-    pyplot.close(figure)
-    drawing = text.getvalue()
-    return drawing[drawing.index("<svg") :]
+def card(figure: Figure) -> str:
+    """A stage's main figure, large."""
+    before = f"<span>{html.escape(figure.before)} &rarr;</span> " if figure.before else ""
+    return (
+        f"<div class=card><small>{html.escape(figure.stage)}</small>"
+        f"<strong>{before}{html.escape(figure.after)}</strong><em>{html.escape(figure.headline)}</em></div>"
+    )
+
+
+def figure_table(figures: list[Figure]) -> str:
+    """Every figure with its interval and how it was measured."""
+    rows = "".join(
+        f"<tr><td>{html.escape(f.stage)}<td>{html.escape(f.what)}<td class=number>{html.escape(f.before)}"
+        f"<td class='number after'>{html.escape(f.after)}<td class=number>{html.escape(f.interval)}"
+        f"<td class=how>{html.escape(f.how)}</tr>"
+        for f in figures
+    )
+    heads = ("stage", "measured on held-out data", "before", "after", "95 % interval", "how")
+    return f"<table><tr>{''.join(f'<th>{head}' for head in heads)}</tr>{rows}</table>"
+
+
+def charts(curves: dict[str, list[dict[str, Any]]]) -> str:
+    """The loss of each stage, and the mean reward of reinforcement, whose loss says little."""
+    drawings: list[str] = []
+    for stage, points in curves.items():
+        value = "reward" if stage == "grpo" else "loss"
+        points = [point for point in points if value in point]
+        if points:
+            # The first takes two columns, so that five curves fill two rows of three.
+            width = 4.4 if drawings else 9.1
+            drawings.append(f"<figure>{chart(f'{stage}: {value}', points, value, width)}</figure>")
+    return "".join(drawings)
+
+
+def answer(sample: dict[str, str]) -> str:
+    """A question and what the model answers."""
+    said = html.escape(sample["answer"])
+    return f"<div class=answer><b>{html.escape(sample['question'])}</b><pre>{said}</pre></div>"
+
+
+def time_table(seconds: dict[str, float], curves: dict[str, list[dict[str, Any]]]) -> str:
+    """Each stage's time with a bar for its share, and its training rate."""
+    longest = max(value for stage, value in seconds.items() if stage != "total")
+    rows = "".join(
+        f"<tr><td>{html.escape(stage)}<td class=number>{clock_time(value)}"
+        f"<td class=share>{bar(value / longest) if stage != 'total' else ''}"
+        f"<td class=number>{speed(curves.get(stage, []))}</tr>"
+        for stage, value in seconds.items()
+    )
+    return f"<table><tr><th>stage<th>time<th class=share><th>training tokens/s (median)</tr>{rows}</table>"
+
+
+def bar(share: float) -> str:
+    """A bar as long as its share."""
+    return f"<i style='width: {share:.1%}'></i>"
+
+
+def folded(title: str, text: str) -> str:
+    """Text behind its title."""
+    return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 def speed(points: list[dict[str, Any]]) -> str:

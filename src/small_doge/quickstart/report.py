@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from small_doge.quickstart.page import as_html
+from small_doge.quickstart.figures import Figure, figures_of
+from small_doge.quickstart.page import TITLE, as_html, lead
 from small_doge.quickstart.road import STAGE_NAMES
 from small_doge.quickstart.state import RoadState, write_json
 from small_doge.trainer.callbacks import LOG_FILE
@@ -35,10 +36,10 @@ def make_report(
     report["device"] = device_name(default_device())
     write_json(out / "report.json", report)
     curves = {stage: curve(path / LOG_FILE) for stage, path in checkpoints.items()}
-    rows = figures(report)
+    figures = figures_of(report)
     recipes = {stage: recipe_text(path / "recipe.yaml") for stage, path in checkpoints.items()}
-    (out / "report.html").write_text(as_html(report, rows, curves, recipes), encoding="utf-8")
-    (out / "report.md").write_text(as_markdown(report, rows), encoding="utf-8")
+    (out / "report.html").write_text(as_html(report, figures, curves, recipes), encoding="utf-8")
+    (out / "report.md").write_text(as_markdown(report, figures, recipes), encoding="utf-8")
     return report
 
 
@@ -69,95 +70,23 @@ def recipe_text(path: Path) -> str:
     return yaml.safe_dump({key: value for key, value in values.items() if value not in (None, "", [], {})})
 
 
-def percent(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def figures(report: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """The table of the report: stage, what was measured, before (or the yardstick), after, how."""
-    pretrain, sft, dpo, distill, grpo = (report[stage] for stage in STAGE_NAMES)
-    low, high = grpo["ci95"]["change"]
-    return [
-        (
-            "pretrain",
-            "bits per byte on held-out text",
-            f"{pretrain['gzip_bits_per_byte']:.2f} (gzip -9)",
-            f"{pretrain['bits_per_byte']:.2f}",
-            f"{pretrain['ratio']:.2f} of gzip, {pretrain['held_out_bytes']:,} bytes",
-        ),
-        (
-            "sft",
-            "loss on held-out answers",
-            f"{sft['answer_loss_before']:.2f}",
-            f"{sft['answer_loss_after']:.2f}",
-            f"nats a token, n = {sft['n']}",
-        ),
-        (
-            "dpo",
-            "preference accuracy on held-out pairs",
-            percent(dpo["accuracy_before"]),
-            percent(dpo["accuracy_after"]),
-            f"the chosen answer is likelier a token, n = {dpo['n']}; {interval(dpo['accuracy_change_ci95'])}",
-        ),
-        (
-            "dpo",
-            "log-ratio margin between chosen and rejected",
-            "0.00",
-            f"{dpo['log_ratio_margin']:.2f}",
-            f"nats a pair; up in {percent(dpo['reward_accuracy'])} of the pairs",
-        ),
-        (
-            "dpo",
-            "loss on held-out chosen answers",
-            f"{dpo['answer_loss_before']:.2f}",
-            f"{dpo['answer_loss_after']:.2f}",
-            "nats a token",
-        ),
-        (
-            "distill",
-            "answers with well-formed thinking",
-            "",
-            percent(distill["format_rate"]),
-            f"n = {distill['n']}, 95 % interval {interval(distill['format_rate_ci95'])}",
-        ),
-        (
-            "grpo",
-            "held-out arithmetic problems solved",
-            percent(grpo["accuracy_before"]),
-            percent(grpo["accuracy_after"]),
-            f"greedy, n = {grpo['n']}; change {interval([low, high])} (95 %, paired)",
-        ),
-    ]
-
-
-def interval(ends: list[float]) -> str:
-    return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f} points"
-
-
-def as_markdown(report: dict[str, Any], rows: list[tuple[str, str, str, str, str]]) -> str:
-    """The report's table, samples and times in Markdown."""
-    seconds = report["seconds"]
-    lines = [
-        "# From text to a small model that answers",
-        "",
-        f"{report['pretrain']['parameters']:,} parameters, {clock_time(seconds['total'])} on {report['device']}.",
-        "",
-        "| stage | measured on held-out data | before | after | how |",
-        "|---|---|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        "## What it says",
-        "",
-    ]
-    for sample in report["samples"]:
-        lines += [f"**{sample['question']}**", "", "```", sample["answer"], "```", ""]
+def as_markdown(report: dict[str, Any], figures: list[Figure], recipes: dict[str, str]) -> str:
+    """The report's table, samples, times and configuration in Markdown."""
+    lines = [f"# {TITLE}", "", lead(report), ""]
     lines += [
-        "## Time",
-        "",
-        "| stage | time |",
-        "|---|---|",
-        *(f"| {s} | {clock_time(v)} |" for s, v in seconds.items()),
-        "",
+        "| stage | measured on held-out data | before | after | 95 % interval | how |",
+        "|---|---|---|---|---|---|",
     ]
+    lines += [f"| {f.stage} | {f.what} | {f.before} | {f.after} | {f.interval} | {f.how} |" for f in figures]
+    lines += ["", "## What it says", ""]
+    for sample in report["samples"]:
+        lines += [f"**{sample['question']}**", "", *(f"    {line}" for line in sample["answer"].splitlines()), ""]
+    lines += ["## Where the time went", "", "| stage | time |", "|---|---|"]
+    lines += [f"| {stage} | {clock_time(value)} |" for stage, value in report["seconds"].items()]
+    if report["restarts"]:
+        lines += ["", f"Interrupted and resumed: {', '.join(report['restarts'])}. Seconds are of the last start."]
+    lines += ["", "## Configuration", ""]
+    for name, text in {**recipes, "settings": yaml.safe_dump(report["settings"])}.items():
+        lines += [f"{name}:", "", "```yaml", text.rstrip(), "```", ""] if text else []
     lines += [", ".join(f"{name} {number}" for name, number in report["versions"].items())]
     return "\n".join(lines) + "\n"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -17,9 +19,9 @@ from rich.console import Console
 from torch import nn
 from transformers import AutoTokenizer
 
-from small_doge.evaluation.likelihood import answer_loss, bits_per_byte, gzip_bits_per_byte, preference_log_ratios
+from small_doge.evaluation.likelihood import answer_loss, bits_per_byte, gzip_bits_per_byte, preference_scores
 from small_doge.evaluation.problems import ProblemScores, solve
-from small_doge.evaluation.statistics import paired_difference_interval, wilson_interval
+from small_doge.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from small_doge.inference import load
 from small_doge.models.loading import load_checkpoint
 from small_doge.quickstart.data import choose_sources, make_data, make_tokenizer
@@ -34,7 +36,7 @@ STAGE_NAMES = ("pretrain", "sft", "dpo", "distill", "grpo")
 QUESTIONS = (
     "Who are you?",
     "What does `math.sqrt` do?",
-    "Tom has 7 apples. Tom buys 5 more. How many apples does Tom have now?",
+    "Tom has 4 apples. Tom buys 5 more. Tom loses 2. How many apples does Tom have now?",
 )
 
 
@@ -62,6 +64,7 @@ class Road:
         identity = dataclasses.asdict(self.settings) | {"data": str(data.resolve()) if data else "builtin"}
         self.state = RoadState(out, json.loads(json.dumps(identity)))
         self.device = default_device()
+        self._scores: dict[str, ProblemScores] = {}
 
     def run(self) -> RoadState:
         """Walk what is left of the road."""
@@ -78,11 +81,12 @@ class Road:
             if self.state.done(name):
                 continue
             self.console.print(f"[bold]{number} of {len(stages)}: {name}[/bold]", highlight=False)
-            self.state.begin(name)
-            start = time.monotonic()
-            result = stage()
-            gc.collect()
-            self.state.finish(name, result, time.monotonic() - start)
+            with told_of_full_disk(name, self.out):
+                self.state.begin(name)
+                start = time.monotonic()
+                result = stage()
+                gc.collect()
+                self.state.finish(name, result, time.monotonic() - start)
             figures = ", ".join(f"{key} {value}" for key, value in result.items() if isinstance(value, (int, float)))
             took = clock_time(self.state.values["seconds"][name])
             self.console.print(f"{name} took {took}: {figures}", highlight=False)
@@ -129,24 +133,19 @@ class Road:
     def dpo(self) -> dict[str, Any]:
         """Teach preferences, and measure accuracy and margin on held-out pairs, and the loss on the chosen answers."""
         pairs = self._held_out()["preferences"]
-        chosen = [[*pair["prompt"], *pair["chosen"]] for pair in pairs]
-        before = self._load("sft")
-        totals_before, means_before = preference_log_ratios(*before, pairs)
-        loss_before = answer_loss(*before, chosen)
+        before = preference_scores(*self._load("sft"), pairs)
         self._train("dpo", "dpo", "dpo", model_name_or_path=str(self.checkpoint("sft")))
-        after = self._load("dpo")
-        totals_after, means_after = preference_log_ratios(*after, pairs)
-        loss_after = answer_loss(*after, chosen)
-        right_before, right_after = (means_before > 0).tolist(), (means_after > 0).tolist()
-        margins = totals_after - totals_before
+        after = preference_scores(*self._load("dpo"), pairs)
+        margins = (after.log_ratios - before.log_ratios).tolist()
         return {
-            "accuracy_before": round(sum(right_before) / len(pairs), 4),
-            "accuracy_after": round(sum(right_after) / len(pairs), 4),
-            "accuracy_change_ci95": rounded(paired_difference_interval(right_before, right_after)),
-            "reward_accuracy": round((margins > 0).double().mean().item(), 4),
-            "log_ratio_margin": round(margins.mean().item(), 4),
-            "answer_loss_before": round(loss_before, 4),
-            "answer_loss_after": round(loss_after, 4),
+            "accuracy_before": round(sum(before.prefers_chosen) / len(pairs), 4),
+            "accuracy_after": round(sum(after.prefers_chosen) / len(pairs), 4),
+            "accuracy_change_ci95": rounded(paired_difference_interval(before.prefers_chosen, after.prefers_chosen)),
+            "reward_accuracy": round(sum(margin > 0 for margin in margins) / len(pairs), 4),
+            "reward_margin": round(sum(margins) / len(pairs), 4),
+            "reward_margin_ci95": rounded(mean_interval(margins)),
+            "answer_loss_before": round(before.chosen_loss, 4),
+            "answer_loss_after": round(after.chosen_loss, 4),
             "n": len(pairs),
         }
 
@@ -181,7 +180,7 @@ class Road:
 
     def sample_answers(self) -> list[dict[str, str]]:
         """What the finished model says to three questions."""
-        engine = load(str(self.checkpoint("grpo")), device=str(self.device))
+        engine = load(str(self.checkpoint("grpo")), device=str(self.device), dtype="float32")
         prompts: list[Any] = [[{"role": "user", "content": question}] for question in QUESTIONS]
         answers = engine.generate(prompts, max_new_tokens=96)
         return [{"question": q, "answer": a.text} for q, a in zip(QUESTIONS, answers, strict=True)]
@@ -207,11 +206,28 @@ class Road:
         return nn.Module.to(load_checkpoint(path), self.device), AutoTokenizer.from_pretrained(path)
 
     def _solve(self, stage: str) -> ProblemScores:
-        engine = load(str(self.checkpoint(stage)), device=str(self.device))
-        return solve(engine, self._held_out()["problems"])
+        """How a stage's finished model does on the held-out problems, measured once."""
+        if stage not in self._scores:
+            engine = load(str(self.checkpoint(stage)), device=str(self.device), dtype="float32")
+            self._scores[stage] = solve(engine, self._held_out()["problems"])
+        return self._scores[stage]
 
     def _held_out(self) -> dict[str, Any]:
         return json.loads((self.out / "data" / "held_out.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def told_of_full_disk(stage: str, out: Path) -> Iterator[None]:
+    """Turn a full disk into one line that says what is kept; stages that train say it themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC or "free some space" in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk is full in the stage {stage}: free some space and run again; the finished stages in {out} stay",
+        ) from error
 
 
 def rounded(interval: tuple[float, float]) -> list[float]:

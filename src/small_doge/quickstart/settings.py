@@ -18,10 +18,12 @@ class Settings:
         held_out_kilobytes: Held-out text that bits per byte are measured on.
         conversations: Conversations of supervised fine-tuning.
         preferences: Preference pairs.
-        problems: Arithmetic problems with worked steps for distillation.
+        problems: Short arithmetic problems with worked steps for distillation.
+        long_problems: Long ones for it.
         reminders: Earlier conversations mixed into distillation, so that they are not forgotten.
-        reinforcement_problems: Problems that GRPO draws from.
-        arithmetic: How hard the problems are (options of `builtin:arithmetic`).
+        reinforcement_problems: Long problems that GRPO draws from.
+        short_steps, long_steps: Steps of the short and of the long problems.
+        arithmetic: Numbers and kinds of all problems (options of `builtin:arithmetic`).
         held_out_conversations, held_out_preferences, held_out_problems: What each figure is measured on.
         seed: Of every random choice.
         model: Fields of DogeConfig.
@@ -35,12 +37,15 @@ class Settings:
     held_out_kilobytes: int = 320
     conversations: int = 2400
     preferences: int = 1000
-    problems: int = 3000
+    problems: int = 2600
+    long_problems: int = 140
     reminders: int = 300
     reinforcement_problems: int = 2000
-    arithmetic: dict[str, Any] = field(default_factory=lambda: {"steps": [1, 2], "max_value": 10})
+    short_steps: tuple[int, ...] = (1, 2)
+    long_steps: tuple[int, ...] = (3,)
+    arithmetic: dict[str, Any] = field(default_factory=lambda: {"max_value": 10, "kinds": ["chain", "bare"]})
     held_out_conversations: int = 300
-    held_out_preferences: int = 300
+    held_out_preferences: int = 800
     held_out_problems: int = 500
     seed: int = 233
     model: dict[str, Any] = field(
