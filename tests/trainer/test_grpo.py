@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
+from small_doge import DogeForCausalLM
 from small_doge.trainer.doge import grpo
 
 PROBLEMS = 8
@@ -66,7 +67,8 @@ def run(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
 
 @pytest.mark.parametrize("engine", grpo.ROLLOUT_ENGINES)
 def test_a_run_logs_what_there_is_to_learn_from(engine, options, monkeypatch):
-    _, lines = run(options | {"rollout_engine": engine, "beta": 0.01}, monkeypatch)
+    trainer, lines = run(options | {"rollout_engine": engine, "beta": 0.01}, monkeypatch)
+    assert type(trainer.ref_model) is type(trainer.model) is DogeForCausalLM
     parts = [f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std", "skipped")]
     figures = ["reward", "reward_group_std", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl"]
     clipped = ["completions/clipped_ratio", "clip_ratio/region_mean"]

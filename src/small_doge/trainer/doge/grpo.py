@@ -95,6 +95,17 @@ def prompts_of(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]
     return {"prompt": prompt}
 
 
+def use_own_reference(trainer: ReinforcementTrainer, reference: Any) -> None:
+    """Put a model of our class in the place of TRL's reference, whose class TRL looks up by name in transformers.
+
+    Raises:
+        ValueError: the engine shards models, and TRL's reference with them.
+    """
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        raise ValueError("beta above 0 needs a whole reference model: use one process or ddp, or set beta: 0.0.")
+    trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the stage that the recipe describes, and save the finished model to its output_dir."""
     args = load_recipe(ReinforcementArguments, argv)
@@ -128,6 +139,8 @@ def main(argv: Sequence[str]) -> None:
         processing_class=tokenizer,
         rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
     )
+    if args.beta:
+        use_own_reference(trainer, load_model(args, tokenizer))
     attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
     trainer.add_callback(WarnWithoutSignal())
     run_to_end(trainer, tokenizer, resume)
