@@ -2,8 +2,8 @@
 
 python benchmarks/cpu_long.py [--size 20M] [--dtype int8] [--tokens 1000000] [--window 2048] [--out results.json]
 
-Decodes with sampling at temperature 1; the figures are tokens/s and resident memory of each tenth. That the kept keys are
-the right ones at any length is tested in tests/inference/native.
+Decodes with sampling at temperature 1; the figures are tokens/s and resident memory of each tenth. That the kept keys
+are the right ones at any length is tested in tests/inference/native.
 
 The last line printed is the rows as JSON.
 """
