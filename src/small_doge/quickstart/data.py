@@ -103,9 +103,9 @@ def save(data: DatasetDict, folder: Path) -> None:
     DatasetDict({split: rows for split, rows in data.items() if len(rows)}).save_to_disk(str(folder))
 
 
-def arithmetic(settings: Settings, n: int, seed: int, **options: Any) -> list[dict[str, Any]]:
-    """Arithmetic problems as hard as the settings say."""
-    return list(BUILTIN_SOURCES[ARITHMETIC](n=n, seed=seed, **settings.arithmetic, **options))
+def arithmetic(n: int, seed: int, **options: Any) -> list[dict[str, Any]]:
+    """Different problems of `builtin:arithmetic`."""
+    return list(BUILTIN_SOURCES[ARITHMETIC](n=n, seed=seed, **options))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -117,7 +117,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 def make_tokenizer(sources: Sources, settings: Settings, folder: Path) -> dict[str, Any]:
     """Train the tokenizer on training text, and a little arithmetic so that it knows the words of the tasks."""
     texts = sample_texts(sources.text, settings.tokenizer_megabytes, held_out=False, seed=settings.seed)
-    problems = arithmetic(settings, min(1000, settings.problems), settings.seed, steps=settings.short_steps)
+    problems = arithmetic(min(1000, settings.problems), settings.seed, **settings.sums)
     texts += [f"{problem['question']}\n{problem['reasoning']}" for problem in problems]
     tokenizer = train_tokenizer(texts, settings.vocab_size)
     tokenizer.save_pretrained(str(folder))
@@ -163,12 +163,12 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
     )
     save(preferences, folder / "dpo")
 
-    # Most worked examples are short and few are long: the long problems are left for reinforcement to learn.
-    examples = settings.problems + settings.long_problems
+    # Of comparisons there are too few examples to learn from: enough to answer in form, the rest is for reinforcement.
+    examples = settings.problems + settings.comparisons
     spare = 1 + 2 * TEST_SHARE  # the mix keeps a share of them back
-    short = arithmetic(settings, round(settings.problems * spare), settings.seed, steps=settings.short_steps)
-    long = arithmetic(settings, round(settings.long_problems * spare), settings.seed, steps=settings.long_steps)
-    worked = write_rows(folder / "worked.jsonl", [*short, *long])
+    sums = arithmetic(round(settings.problems * spare), settings.seed, **settings.sums)
+    pairs = arithmetic(round(settings.comparisons * spare), settings.seed, **settings.pairs)
+    worked = write_rows(folder / "worked.jsonl", [*sums, *pairs])
     traces: list[dict[str, float]] = [{str(worked): examples}, *scaled(with_identity, settings.reminders)]
     if sources.reasoning:
         traces += scaled(sources.reasoning, examples / 2)
@@ -181,11 +181,11 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
     )
     save(distillation, folder / "distill")
 
-    asked = arithmetic(settings, settings.reinforcement_problems, settings.seed + 1, steps=settings.long_steps)
+    asked = arithmetic(settings.reinforcement_problems, settings.seed + 1, **settings.pairs)
     reinforcement = DatasetDict({"train": Dataset.from_list([{key: row[key] for key in PROBLEM} for row in asked])})
     save(reinforcement, folder / "grpo")
 
-    tests = arithmetic(settings, settings.held_out_problems, settings.seed, split="test", steps=settings.long_steps)
+    tests = arithmetic(settings.held_out_problems, settings.seed, split="test", **settings.pairs)
     held_out = {
         "texts": held_out_texts,
         "conversations": [row["messages"] for row in conversations["test"]],

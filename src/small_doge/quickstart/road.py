@@ -36,7 +36,7 @@ STAGE_NAMES = ("pretrain", "sft", "dpo", "distill", "grpo")
 QUESTIONS = (
     "Who are you?",
     "What does `math.sqrt` do?",
-    "Tom has 4 apples. Tom buys 5 more. Tom loses 2. How many apples does Tom have now?",
+    "Which number is larger, 47 or 74?",
 )
 
 

@@ -18,12 +18,11 @@ class Settings:
         held_out_kilobytes: Held-out text that bits per byte are measured on.
         conversations: Conversations of supervised fine-tuning.
         preferences: Preference pairs.
-        problems: Short arithmetic problems with worked steps for distillation.
-        long_problems: Long ones for it.
+        problems: Sums of one or two steps, worked, for distillation.
+        comparisons: Comparisons of two numbers for it, too few to learn the skill from.
         reminders: Earlier conversations mixed into distillation, so that they are not forgotten.
-        reinforcement_problems: Long problems that GRPO draws from.
-        short_steps, long_steps: Steps of the short and of the long problems.
-        arithmetic: Numbers and kinds of all problems (options of `builtin:arithmetic`).
+        reinforcement_problems: Comparisons that GRPO draws from.
+        sums, pairs: How hard the sums and the comparisons are (options of `builtin:arithmetic`).
         held_out_conversations, held_out_preferences, held_out_problems: What each figure is measured on.
         seed: Of every random choice.
         model: Fields of DogeConfig.
@@ -33,17 +32,16 @@ class Settings:
     vocab_size: int = 2048
     row_length: int = 256
     tokenizer_megabytes: float = 8.0
-    pretrain_rows: int = 5600
+    pretrain_rows: int = 5000
     held_out_kilobytes: int = 320
     conversations: int = 2400
     preferences: int = 1000
-    problems: int = 2600
-    long_problems: int = 140
+    problems: int = 1600
+    comparisons: int = 400
     reminders: int = 300
     reinforcement_problems: int = 2000
-    short_steps: tuple[int, ...] = (1, 2)
-    long_steps: tuple[int, ...] = (3,)
-    arithmetic: dict[str, Any] = field(default_factory=lambda: {"max_value": 10, "kinds": ["chain", "bare"]})
+    sums: dict[str, Any] = field(default_factory=lambda: {"steps": [1, 2], "max_value": 10, "kinds": ["chain", "bare"]})
+    pairs: dict[str, Any] = field(default_factory=lambda: {"max_value": 99, "kinds": ["larger", "smaller"]})
     held_out_conversations: int = 300
     held_out_preferences: int = 800
     held_out_problems: int = 500
