@@ -28,11 +28,11 @@ quickstart: $(READY)  ## Text -> tokenizer -> pretrain -> SFT -> DPO -> distill 
 
 .PHONY: test
 test: $(READY)  ## Run the tests that need neither a GPU nor much time
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: test-slow
 test-slow: $(READY)  ## Run the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not gpu'
 
 .PHONY: lint
 lint: $(READY)  ## Check format and style
