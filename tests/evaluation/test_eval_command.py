@@ -13,17 +13,23 @@ from typer.testing import CliRunner
 pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'small-doge[eval]'")
 
 from small_doge.cli import app
+from small_doge.cli.console import console
 from small_doge.evaluation.likelihood import bits_per_byte
 from small_doge.evaluation.lists import named_tasks, task_names
 from small_doge.inference import load
 from small_doge.models.loading import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-WIDE = {"COLUMNS": "240"}
+
+
+@pytest.fixture(autouse=True)
+def _wide_console(monkeypatch):
+    """Tables unbroken, whatever terminal the console was made for."""
+    monkeypatch.setattr(console, "_width", 240)
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["eval", *arguments], env=WIDE)
+    result = CliRunner().invoke(app, ["eval", *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import get_reward, text_of
@@ -103,6 +104,10 @@ def use_own_reference(trainer: ReinforcementTrainer, reference: Any) -> None:
     """
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise ValueError("beta above 0 needs a whole reference model: use one process or ddp, or set beta: 0.0.")
+    # As TRL prepares its own.
+    add_fused_lm_head(
+        reference, temperature=trainer.temperature, cast_lm_head_to_fp32=trainer.args.cast_lm_head_to_fp32
+    )
     trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
 
 
