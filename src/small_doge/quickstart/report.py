@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,8 @@ from small_doge.quickstart.road import STAGE_NAMES
 from small_doge.quickstart.state import RoadState, write_json
 from small_doge.trainer.callbacks import LOG_FILE
 from small_doge.utils.hardware import default_device, device_name
+from small_doge.utils.provenance import versions
 from small_doge.utils.throughput import clock_time
-
-LIBRARIES = ("small-doge", "torch", "transformers", "trl", "datasets", "tokenizers", "accelerate")
 
 
 def make_report(
@@ -41,17 +38,6 @@ def make_report(
     (out / "report.html").write_text(as_html(report, figures, curves, recipes), encoding="utf-8")
     (out / "report.md").write_text(as_markdown(report, figures, recipes), encoding="utf-8")
     return report
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that made the run."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def curve(path: Path) -> list[dict[str, Any]]:
