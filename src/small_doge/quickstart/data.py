@@ -163,7 +163,7 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
     )
     save(preferences, folder / "dpo")
 
-    # Of comparisons there are too few examples to learn from: enough to answer in form, the rest is for reinforcement.
+    # Of comparisons there are enough examples to solve some, so that rewards differ, and too few to solve most.
     examples = settings.problems + settings.comparisons
     spare = 1 + 2 * TEST_SHARE  # the mix keeps a share of them back
     sums = arithmetic(round(settings.problems * spare), settings.seed, **settings.sums)
