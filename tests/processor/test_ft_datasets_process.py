@@ -206,6 +206,14 @@ def test_one_two_and_eight_workers_give_the_same_rows_and_report(write_jsonl, to
         assert other.report.as_dict() == made[0].report.as_dict()
 
 
+def test_messages_come_before_tools_whichever_row_is_first(write_jsonl, tmp_path):
+    without, other = chats(2)
+    with_tools = {**other, "tools": [{"name": "f"}]}
+    for number, rows in enumerate([[with_tools, without], [without, with_tools]]):
+        mixed = run([{write_jsonl(f"{number}.jsonl", rows): 1.0}], tmp_path, shuffle=False, test_share=0.0)
+        assert mixed["train"].column_names == ["messages", "tools"]
+
+
 def test_a_source_that_starts_again_adds_nothing_to_the_test_part(write_jsonl, tmp_path):
     path = write_jsonl("a.jsonl", chats(40))
     mixed = run([{path: 1.0}], tmp_path, total_sample_size=100, repeat=True, test_share=0.2)

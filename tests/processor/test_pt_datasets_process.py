@@ -264,6 +264,18 @@ def test_one_two_and_eight_workers_write_the_same_bytes(text_file, tokenizer, tm
     assert reports[0] == reports[1] == reports[2]
 
 
+def test_a_file_that_was_moved_gives_the_same_bytes(text_file, tokenizer, tmp_path):
+    sources = [text_file("a.jsonl", 300), text_file("b.jsonl", 300)]
+    results = []
+    for name in ("here", "elsewhere"):
+        folder = tmp_path / name
+        folder.mkdir()
+        sources = [str(Path(source).rename(folder / Path(source).name)) for source in sources]
+        make_plan(sources, tokenizer, 1).run(folder / "rows")
+        results.append(written(folder))
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_a_run_stopped_at_any_shard_goes_on_to_the_same_bytes(text_file, tokenizer, tmp_path, stop_after):
     sources = [text_file("a.jsonl", 300), text_file("b.jsonl", 300, words=(5, 4000))]

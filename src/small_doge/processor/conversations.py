@@ -57,7 +57,7 @@ def to_conversation(row: Mapping[str, Any], thinking: bool = True, text_field: s
     """
     if is_preference(row):
         pair = to_preference(row, thinking)
-        return {**_tools(row), "messages": pair["prompt"] + pair["chosen"]}
+        return {"messages": pair["prompt"] + pair["chosen"], **_tools(row)}
     column = next((name for name in MESSAGE_COLUMNS if isinstance(row.get(name), Sequence) and row[name]), None)
     if column is not None:
         messages = [_message(item) for item in row[column]]
@@ -66,7 +66,7 @@ def to_conversation(row: Mapping[str, Any], thinking: bool = True, text_field: s
     messages = _with_system(messages, row.get("system"))
     messages = _with_thoughts(messages, row, thinking)
     _check(messages)
-    return {**_tools(row), "messages": messages}
+    return {"messages": messages, **_tools(row)}
 
 
 def to_preference(row: Mapping[str, Any], thinking: bool = True) -> dict[str, Any]:

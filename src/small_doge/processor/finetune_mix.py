@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -147,7 +146,7 @@ class _Run:
         plan, name = self.plan, self.plan.names[index]
         for epoch in range(2**31):
             before = self.seen[index]
-            chunks = self._chunks(name, epoch)
+            chunks = self._chunks(index, epoch)
             for _, report, examples in map_in_order(self._encode, chunks, pool, ahead=2 * plan.workers):
                 self.report.merge(report)
                 for example, _ in examples:
@@ -175,12 +174,13 @@ class _Run:
             self.test_seen[index] += 1
             self.writers["test"].add(example)
 
-    def _chunks(self, name: str, epoch: int) -> Iterator[Chunk]:
+    def _chunks(self, index: int, epoch: int) -> Iterator[Chunk]:
         """The examples of a source, not yet encoded, in chunks that are the same for any number of workers."""
-        plan, report = self.plan, Report()
+        plan, name, report = self.plan, self.plan.names[index], Report()
         rows = self._rows(name, report)
         if plan.shuffle:
-            rows = shuffle_blocks(rows, [plan.seed, zlib.crc32(name.encode()), epoch], _characters)
+            # By the place in the mix, not the name: a folder that was moved gives the same order.
+            rows = shuffle_blocks(rows, [plan.seed, index, epoch], _characters)
         blocks = plan.quality.blocks()
         waiting: list[tuple[Example, str]] = []
         for row in rows:

@@ -84,10 +84,7 @@ class AtomicCheckpoints:
         folder = Path(self._get_output_dir(trial))
         staging = folder / STAGING
         name = f"checkpoint-{state.global_step}"
-        if args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
-        # No process may write into the folder before it is cleared.
-        self.accelerator.wait_for_everyone()  # type: ignore[attr-defined]
+        _clear(staging, self)
         try:
             with disk_errors(name, folder):
                 self._staging = str(staging)
@@ -114,7 +111,7 @@ def save_finished(trainer: Any, tokenizer: Any) -> None:
     """Save a finished model to output_dir as a Hugging Face folder: written aside, then moved in, the weights last."""
     folder = Path(trainer.args.output_dir)
     staging = folder / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
+    _clear(staging, trainer)
     with disk_errors("the finished model", folder):
         trainer.save_model(str(staging))
         if trainer.args.should_save:
@@ -132,6 +129,13 @@ def save_finished(trainer: Any, tokenizer: Any) -> None:
             os.replace(path, target)
     _sync_folder(folder)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _clear(staging: Path, trainer: Any) -> None:
+    """Remove what a killed run left there; no process goes on, and so writes into it, before that is done."""
+    if trainer.args.should_save:
+        shutil.rmtree(staging, ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
 
 
 def _sync(folder: Path) -> None:
