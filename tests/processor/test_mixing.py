@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from small_doge.processor.mixing import MixState, Sample, mix, parse_ratios, ratio_error, shares
+from small_doge.processor.mixing import MixState, Sample, mix, nearest_sum, parse_ratios, ratio_error, shares
 
 
 def stream(weights, name=""):
@@ -62,9 +62,34 @@ def test_the_document_in_the_middle_of_which_the_mix_ends_is_cut():
     assert state.taken == [2]
 
 
-def test_without_a_cut_it_is_left_out():
-    out, _ = run([stream([60, 60, 60])], [1.0], total=100, with_cut=False)
-    assert [sample.weight for _, sample in out] == [60]
+def test_without_a_cut_the_mix_ends_as_near_to_the_total_as_whole_samples_can():
+    near, _ = run([stream([60, 60, 60])], [1.0], total=100, with_cut=False)
+    nearer, _ = run([stream([60, 60, 15, 30, 25])], [1.0], total=100, with_cut=False)
+    assert [sample.payload for _, sample in near] == ["0", "1"]
+    assert [sample.payload for _, sample in nearer] == ["0", "2", "4"]
+
+
+@pytest.mark.parametrize("total", [60_000, None])
+def test_whole_samples_meet_the_shares_within_a_thousandth_of_the_smallest_ratio(total):
+    ratios = [0.6, 0.3, 0.06, 0.04]
+    for seed in range(20):
+        streams = [stream(random_weights([seed, i], 400, mean)) for i, mean in enumerate((200, 300, 150, 400))]
+        _, state = run(streams, ratios, total, with_cut=False)
+        assert ratio_error(state, ratios) < 1e-3
+
+
+@pytest.mark.parametrize("total", [1, 10, 99, 100, 101])
+def test_rows_are_as_many_as_asked_and_each_share_within_one_row(total):
+    ratios = [1 / 3, 1 / 3, 0.29, 1 / 3 - 0.29]
+    _, state = run([stream([1] * 200) for _ in ratios], ratios, total, with_cut=False)
+    assert sum(state.used) == total
+    assert all(abs(used - total * ratio) < 1 for used, ratio in zip(state.used, ratios, strict=True))
+
+
+def test_the_look_ahead_ends_where_the_target_is_hit():
+    samples = stream([7, 5, 3, 2, 9, 9, 9])
+    assert [sample.payload for sample in nearest_sum(samples, 10)] == ["0", "2"]
+    assert next(samples).payload == "3"
 
 
 def test_a_mix_goes_on_from_its_state_as_if_never_stopped():

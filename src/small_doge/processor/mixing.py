@@ -5,9 +5,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, Generic, TypeVar
 
 Payload = TypeVar("Payload")
+LOOK_AHEAD = 256
+"""Samples of a stream among which the last ones are chosen, where none may be cut."""
 
 
 @dataclass
@@ -68,7 +71,8 @@ def mix(
     Each stream runs on its own clock, weight / ratio, and whichever sample ends first on it comes next; so at no
     moment is a stream ahead by more than one sample. The mix ends at weight `total`, or where a stream ends: the
     ratios hold and the whole gets smaller. At the end the sample that each stream is in the middle of is cut to fit,
-    if `cut` is given (`cut(payload, weight)` returns its first part), else left out.
+    if `cut` is given (`cut(payload, weight)` returns its first part). Otherwise those of the stream's next 256 samples
+    that add up to nearest to what it lacks are taken: samples of weight 1 to one sample, others mostly exactly.
 
     Args:
         streams: samples of positive weight, those that `state.taken` counts already skipped.
@@ -104,16 +108,50 @@ def mix(
         state.taken[index] += 1
         yield index, sample
         advance(index)
-    if cut is None or state.limit is None:
+    if state.limit is None:
         return
+    targets = whole_weights(state.limit, ratios)
     for _, index in sorted(heads, key=lambda head: head[1]):
-        sample = samples[index]
-        room = int(state.limit * ratios[index] + 1e-6) - state.used[index]
-        if room > 0:
-            part = Sample(min(room, sample.weight), cut(sample.payload, min(room, sample.weight)))
+        sample, room = samples[index], targets[index] - state.used[index]
+        if room <= 0:
+            continue
+        if cut is None:
+            last = nearest_sum(islice(chain([sample], streams[index]), LOOK_AHEAD), room)
+        else:
+            weight = min(room, sample.weight)
+            last = [Sample(weight, cut(sample.payload, weight))]
+        for part in last:
             state.used[index] += part.weight
             state.taken[index] += 1
             yield index, part
+
+
+def whole_weights(total: float, ratios: Sequence[float]) -> list[int]:
+    """`total`, rounded, in whole parts nearest to the ratios: what rounding down leaves goes to the largest rests."""
+    parts = [total * ratio for ratio in ratios]
+    # The margin is for products such as 0.29 * 100, which falls short of 29 by a rounding error.
+    whole = [int(part + 1e-6) for part in parts]
+    by_rest = sorted(range(len(parts)), key=lambda index: whole[index] - parts[index])
+    for index in by_rest[: round(total) - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+def nearest_sum(samples: Iterator[Sample[Payload]], target: int) -> list[Sample[Payload]]:
+    """The samples whose weights add up to nearest to `target`, in order; reads no further than it must to hit it."""
+    read: list[Sample[Payload]] = []
+    # Bit s of sums[n] says whether some of the first n samples add up to s; sums beyond twice the target are no use.
+    sums, useful = [1], (1 << (2 * target + 1)) - 1
+    while not sums[-1] >> target & 1 and (sample := next(samples, None)) is not None:
+        read.append(sample)
+        sums.append((sums[-1] | sums[-1] << sample.weight) & useful)
+    rest = min((s for s in range(2 * target + 1) if sums[-1] >> s & 1), key=lambda s: abs(s - target))
+    chosen = []
+    for number in reversed(range(len(read))):
+        if not sums[number] >> rest & 1:
+            chosen.append(read[number])
+            rest -= read[number].weight
+    return chosen[::-1]
 
 
 def shares(state: MixState) -> list[float]:

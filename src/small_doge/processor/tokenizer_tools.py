@@ -66,10 +66,14 @@ def train_tokenizer_on(
                 yield Sample(len(document.text.encode()), document.text)
 
     state = MixState([0] * len(names), [0] * len(names))
-    mixed = mix([texts(name) for name in names], ratios, total_bytes, state)
+    mixed = mix([texts(name) for name in names], ratios, total_bytes, state, _first_bytes)
     return train_tokenizer(
         (sample.payload for _, sample in mixed), vocab_size, pattern=pattern, show_progress=show_progress
     )
+
+
+def _first_bytes(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
 
 
 def evaluate_tokenizers(
