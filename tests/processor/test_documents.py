@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from small_doge.processor.documents import Document, is_test, iter_documents, text_id
+from small_doge.processor.documents import Document, is_test, iter_documents
 from small_doge.processor.report import Report
 
-ROWS = [{"text": f"document {i}: 狗\n", "id": f"d{i}"} for i in range(30)]
+ROWS = [{"text": f"document {i}: 狗\n", "number": i} for i in range(30)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
 
 
@@ -36,7 +36,7 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind):
     write_as(path, kind)
     report = Report()
     documents = list(iter_documents(str(path), report=report))
-    assert [(d.text, d.id) for d in documents] == [(row["text"], row["id"]) for row in ROWS]
+    assert [d.text for d in documents] == [row["text"] for row in ROWS]
     assert all(d.origin.startswith(str(path)) for d in documents)
     assert report.read[str(path)] == report.kept[str(path)] == 30
 
@@ -165,21 +165,15 @@ def test_a_formatting_function_makes_the_text(write_jsonl):
     assert [as_text[0].text, as_dict[0].text] == ["Tb", "b"]
 
 
-def test_a_document_without_an_id_gets_one_from_its_text(write_jsonl):
-    path = write_jsonl("a.jsonl", [{"text": "same"}, {"text": "same"}, {"text": "other"}])
-    one, two, three = (d.id for d in iter_documents(path))
-    assert one == two == text_id("same") != three
-
-
 def test_the_test_part_holds_its_share_and_never_changes():
-    documents = [Document(f"text {i}", str(i), "") for i in range(20_000)]
+    documents = [Document(f"text {i}", "") for i in range(20_000)]
     chosen = {d.text for d in documents if is_test(d, 0.05)}
     assert 0.04 < len(chosen) / len(documents) < 0.06
     assert chosen <= {d.text for d in documents if is_test(d, 0.1)}
     assert not any(is_test(d, 0) for d in documents)
-    assert is_test(Document("text 20", "another id", "elsewhere"), 0.05) == ("text 20" in chosen)
+    assert is_test(Document("text 20", "elsewhere"), 0.05) == ("text 20" in chosen)
 
 
 def test_documents_of_one_group_fall_on_the_same_side():
-    sides = {is_test(Document(f"text {i}", str(i), "", group="g7"), 0.5) for i in range(50)}
+    sides = {is_test(Document(f"text {i}", "", group="g7"), 0.5) for i in range(50)}
     assert len(sides) == 1

@@ -1,4 +1,4 @@
-"""Documents: text with an id and a place of origin, from a builtin source, files of any common kind, or the Hub."""
+"""Documents: text with its place of origin, from a builtin source, files of any common kind, or the Hub."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from small_doge.processor.sources import open_source
 
 @dataclass(slots=True)
 class Document:
-    """A text, its id (the row's own or a hash of the text), its origin (`file:line`) and the group it is split with."""
+    """A text, its origin (`file:line`) and the group it is split with."""
 
     text: str
-    id: str
     origin: str
     group: str | None = None
 
@@ -30,11 +29,6 @@ class Document:
     def position(self) -> int:
         """Where the document falls among 2**64 places: a hash of its group, or else of its text."""
         return key_position(self.text if self.group is None else self.group)
-
-
-def text_id(text: str) -> str:
-    """A 16-digit hash of a text, the same on every machine."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def is_test(document: Any, share: float) -> bool:
@@ -112,14 +106,8 @@ def _document(
     elif not _is_unicode(text):
         report.drop(source, "invalid UTF-8", row.origin, "a lone surrogate")
     else:
-        key = row.fields.get("id")
         group = row.fields.get("group")
-        return Document(
-            text=text,
-            id=text_id(text) if key is None else str(key),
-            origin=row.origin,
-            group=None if group is None else str(group),
-        )
+        return Document(text, row.origin, None if group is None else str(group))
     return None
 
 

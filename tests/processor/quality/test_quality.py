@@ -189,7 +189,7 @@ def test_blocks_count_what_they_leave_out_by_the_first_reason():
     report = Report()
     report.read["s"] = report.kept["s"] = 4
     blocks = QualityOptions(min_characters=10, exact_duplicates=True).blocks()
-    documents = [Document(text, str(i), f"f:{i}") for i, text in enumerate(texts)]
+    documents = [Document(text, f"f:{i}") for i, text in enumerate(texts)]
     kept = [document.text for document in apply_blocks(documents, blocks, report, "s")]
     assert kept == ["the same long text", "another long text"]
     assert report.dropped["s"] == {"shorter than 10 characters": 1, "exact duplicate": 1}
