@@ -4,14 +4,16 @@
 
 Both read the same zstd JSON lines, tokenize with the same tokenizer, pack rows of 2048 and save a data set that
 `load_from_disk` reads, with the same number of workers, each run in a process of its own, interleaved, imports not
-counted. First it checks that the ids are those of the saved tokenizer; where they are not, nothing is timed. On a
-machine that others use too, compare tokens a CPU second. Rows go to DIR/data_pipeline_DEVICE_DATE.json; the last line
-printed is JSON.
+counted. First it checks that the ids of all documents are those of the saved tokenizer; where they are not, nothing is
+timed. Beside them: the BPE library alone (the floor), and reading the rows back by the trainer's loader. On a machine
+that others use too, compare tokens a CPU second. Rows go to DIR/data_pipeline_DEVICE_DATE.json; the last line printed
+is JSON.
 """
 
 import argparse
 import datetime
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -24,11 +26,29 @@ import tempfile
 import time
 from pathlib import Path
 
+import accelerate
+
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 2048
+READ_PASSES = 3
 
 
-def run_ours(source: str, tokenizer: str, out: Path, workers: int) -> int:
+class Stopwatch:
+    """Seconds and processor seconds since it was made or started again."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Leave out what was done so far."""
+        self.start, self.before = time.perf_counter(), cpu_seconds()
+
+    def read(self) -> dict[str, float]:
+        """What has passed."""
+        return {"seconds": time.perf_counter() - self.start, "cpu_seconds": cpu_seconds() - self.before}
+
+
+def run_ours(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
     """Our pipeline, as `small-doge data prepare` runs it; returns the tokens written."""
     from small_doge.processor.prepare import prepare
 
@@ -44,7 +64,7 @@ def run_ours(source: str, tokenizer: str, out: Path, workers: int) -> int:
     return prepare(recipe).figures["train"]["tokens_out"]
 
 
-def run_map(source: str, tokenizer: str, out: Path, workers: int) -> int:
+def run_map(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
     """`datasets.map` one row at a time, then TRL's packing, then `save_to_disk`; returns the tokens written."""
     from datasets import load_dataset
     from transformers import AutoTokenizer
@@ -59,10 +79,10 @@ def run_map(source: str, tokenizer: str, out: Path, workers: int) -> int:
     rows = rows.map(tokenize, remove_columns=rows.column_names, num_proc=workers)
     packed = pack_dataset(rows, MAX_LENGTH, "wrapped", map_kwargs={"num_proc": workers})
     packed.save_to_disk(str(out / "saved"))
-    return sum(len(ids) for ids in packed.with_format("numpy")["input_ids"])
+    return packed.data.column("input_ids").combine_chunks().value_lengths().sum().as_py()
 
 
-def run_floor(source: str, tokenizer: str, out: Path, workers: int) -> int:
+def run_floor(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
     """The BPE library alone on one thread, texts in memory: the floor under any pipeline that uses it."""
     from small_doge.processor.documents import iter_documents
     from small_doge.processor.encoding import Encoder
@@ -70,32 +90,30 @@ def run_floor(source: str, tokenizer: str, out: Path, workers: int) -> int:
 
     encoder = Encoder(load_tokenizer(tokenizer))
     texts = [document.text for document in iter_documents(source)]
-    start = time.perf_counter()
-    tokens = sum(len(encoder.encode(text)) for text in texts)
-    print(json.dumps({"encode_seconds": time.perf_counter() - start}))
-    return tokens
+    watch.restart()
+    return sum(len(encoder.encode(text)) for text in texts)
 
 
-def run_read(source: str, tokenizer: str, out: Path, workers: int) -> int:
-    """Read prepared rows back shuffled, in batches of 32 with positions, as tensors, in one process."""
-    import torch
+def run_read(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
+    """Prepared rows as pretraining reads them: shuffled, in batches of 32 with labels and positions, in one process."""
     from datasets import load_from_disk
+    from torch.utils.data import DataLoader
 
-    from small_doge.processor.row_reader import RowBatch, RowReader
-
-    def tensors(batch: RowBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(batch.columns["input_ids"]), torch.from_numpy(batch.position_ids())
+    from small_doge.processor.row_reader import RowReader
+    from small_doge.trainer.doge.pt import PackedRows
 
     reader = RowReader(load_from_disk(source)["train"])
-    loader = torch.utils.data.DataLoader(reader, batch_size=32, shuffle=True, collate_fn=tensors)
-    start = time.perf_counter()
-    tokens = sum(input_ids.numel() for input_ids, _ in loader)
-    print(json.dumps({"encode_seconds": time.perf_counter() - start}))
-    return tokens
+    loader = DataLoader(reader, batch_size=32, shuffle=True, collate_fn=PackedRows(document_masking=True))
+    loader = accelerate.Accelerator(cpu=True).prepare_data_loader(loader)
+    started = time.perf_counter()
+    next(iter(accelerate.skip_first_batches(loader, len(loader) - 1)))
+    print(json.dumps({"resume_seconds": time.perf_counter() - started}))
+    watch.restart()
+    return sum(batch["input_ids"].numel() for _ in range(READ_PASSES) for batch in loader)
 
 
 RUNS = {"ours": run_ours, "datasets.map": run_map, "bpe alone, 1 thread": run_floor, "read back": run_read}
-IMPORTS = ("torch", "trl", "transformers.trainer", "small_doge.processor.prepare", "small_doge.processor.row_reader")
+IMPORTS = ("trl", "transformers.trainer", "small_doge.processor.prepare", "small_doge.trainer.doge.pt")
 
 
 def child(variant: str, source: str, tokenizer: str, workers: int) -> None:
@@ -103,12 +121,12 @@ def child(variant: str, source: str, tokenizer: str, workers: int) -> None:
     out = Path(tempfile.mkdtemp(prefix="data_pipeline_"))
     for module in IMPORTS:
         importlib.import_module(module)
-    start, before = time.perf_counter(), cpu_seconds()
-    tokens = RUNS[variant](source, tokenizer, out, workers)
-    seconds, cpu = time.perf_counter() - start, cpu_seconds() - before
+    watch = Stopwatch()
+    tokens = RUNS[variant](source, tokenizer, out, workers, watch)
+    measured = watch.read()
     shutil.rmtree(out)
     peak = own_peak_kib() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak / 1024}))
+    print(json.dumps({"tokens": tokens, **measured, "peak_mib": peak / 1024}))
 
 
 def own_peak_kib() -> int:
@@ -137,8 +155,8 @@ def measure(variant: str, source: str, tokenizer: str, workers: int) -> dict:
     return found
 
 
-def check_ids(source: str, tokenizer: str, documents: int = 2000) -> int:
-    """How many of the first documents are encoded exactly as the saved tokenizer does; all, or the benchmark stops."""
+def check_ids(source: str, tokenizer: str) -> int:
+    """How many documents there are, all encoded exactly as the saved tokenizer does; else the benchmark stops."""
     from transformers import AutoTokenizer
 
     from small_doge.processor.documents import iter_documents
@@ -146,13 +164,13 @@ def check_ids(source: str, tokenizer: str, documents: int = 2000) -> int:
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
     encoder = Encoder(loaded)
-    checked = 0
-    for document in iter_documents(source):
-        if encoder.encode(document.text).tolist() != loaded(document.text).input_ids:
-            raise SystemExit(f"{document.origin}: other ids than the saved tokenizer's; nothing is timed")
-        checked += 1
-        if checked == documents:
-            break
+    documents, checked = iter_documents(source), 0
+    while batch := list(itertools.islice(documents, 1000)):
+        wanted = loaded([document.text for document in batch]).input_ids
+        for document, ids in zip(batch, wanted, strict=True):
+            if encoder.encode(document.text).tolist() != ids:
+                raise SystemExit(f"{document.origin}: other ids than the saved tokenizer's; nothing is timed")
+        checked += len(batch)
     return checked
 
 
@@ -233,39 +251,40 @@ def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked
     rows = []
     for variant, runs in results.items():
         measured = {
-            "tokens/s": [run["tokens"] / run.get("encode_seconds", run["seconds"]) for run in runs],
+            "tokens/s": [run["tokens"] / run["seconds"] for run in runs],
             "tokens/CPU second": [run["tokens"] / run["cpu_seconds"] for run in runs],
             "peak MiB": [run["peak_mib"] for run in runs],
         }
-        for metric, values in measured.items():
-            rows.append(
-                {
-                    **common,
-                    "variant": variant,
-                    "metric": metric,
-                    "value": statistics.median(values),
-                    "n": len(values),
-                    "min": min(values),
-                    "max": max(values),
-                }
-            )
-    value = {row["variant"]: row["value"] for row in rows if row["metric"] == "tokens/s"}
-    by_cpu = {row["variant"]: row["value"] for row in rows if row["metric"] == "tokens/CPU second"}
-    times = value["ours"] / value["datasets.map"]
-    times_by_cpu = by_cpu["ours"] / by_cpu["datasets.map"]
-    share = value["ours"] / (value["bpe alone, 1 thread"] * arguments.workers)
-    summary = {
-        "times datasets.map": times,
-        "times datasets.map, by CPU time": times_by_cpu,
-        "share of time in the BPE": share,
+        if variant == "read back":
+            measured["seconds to the last batch, skipping all others"] = [run["resume_seconds"] for run in runs]
+        rows += [row({**common, "variant": variant}, metric, values) for metric, values in measured.items()]
+
+    def ratio(over: str, under: str, key: str) -> list[float]:
+        """Round by round: how many times the tokens a second (or CPU second) of one variant those of another are."""
+        pairs = zip(results[over], results[under], strict=True)
+        return [(a["tokens"] / a[key]) / (b["tokens"] / b[key]) for a, b in pairs]
+
+    floor = "bpe alone, 1 thread"
+    compared = {
+        "times datasets.map": ratio("ours", "datasets.map", "seconds"),
+        "times datasets.map, by CPU time": ratio("ours", "datasets.map", "cpu_seconds"),
+        "share of the CPU time in the BPE": ratio("ours", floor, "cpu_seconds"),
+        "share of the time in the BPE, were it spread evenly": [
+            share / arguments.workers for share in ratio("ours", floor, "seconds")
+        ],
     }
-    for metric, number in summary.items():
-        spread = {"value": number, "n": arguments.rounds, "min": number, "max": number}
-        rows.append({**common, "variant": "ours", "metric": metric, **spread})
+    rows += [row({**common, "variant": "ours"}, metric, values) for metric, values in compared.items()]
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / f"data_pipeline_{device}_{datetime.date.today()}.json"
     path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps({"ours": value["ours"], "read back": value["read back"], **summary}))
+    medians = {f"{item['variant']}: {item['metric']}": item["value"] for item in rows}
+    print(json.dumps(medians))
+
+
+def row(common: dict, metric: str, values: list[float]) -> dict:
+    """One row of the results file."""
+    spread = {"value": statistics.median(values), "n": len(values), "min": min(values), "max": max(values)}
+    return {**common, "metric": metric, **spread}
 
 
 if __name__ == "__main__":
