@@ -15,7 +15,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from small_doge.serving.choice import TokenChooser, TokenRules, filtered_weights
+from small_doge.inference.sampling import filtered_weights
+from small_doge.serving.choice import TokenChooser, TokenRules
 from small_doge.serving.grammar import GrammarCompiler
 from small_doge.serving.text import TextCodec
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.sampling import SamplingParams, draw, filtered_weights, penalize
 from small_doge.inference.slots import Generation
 
 
@@ -115,21 +115,11 @@ class ModelSlots:
 
 
 def choose(logits_V: Tensor, seen: Sequence[int], how: SamplingParams, seed: int) -> int:
-    """The next token of a sequence whose tokens are `seen`: the definition of `SamplingParams`."""
-    logits_V = logits_V.clone()
-    if how.repetition_penalty != 1:
-        at = torch.tensor(sorted(set(seen)), device=logits_V.device)
-        values = logits_V[at]
-        logits_V[at] = torch.where(values > 0, values / how.repetition_penalty, values * how.repetition_penalty)
+    """The next token of a sequence whose tokens are `seen`."""
+    logits = logits_V.double().cpu().numpy()
+    penalize(logits, set(seen), how.repetition_penalty)
     if how.temperature == 0:
-        return int(logits_V.argmax())
-    logits_V /= how.temperature
-    if 0 < how.top_k < len(logits_V):
-        logits_V[logits_V < logits_V.topk(how.top_k).values[-1]] = float("-inf")
-    probabilities = logits_V.softmax(-1)
-    ordered, order = probabilities.sort(descending=True)
-    probabilities[order[ordered.cumsum(-1) - ordered >= how.top_p]] = 0
-    probabilities[probabilities < how.min_p * probabilities.max()] = 0
+        return int(logits.argmax())
     # A generator for each position, so that the draws do not depend on how the calls are cut.
-    generator = torch.Generator(logits_V.device).manual_seed(hash((seed, len(seen))) & (2**63 - 1))
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    random = np.random.default_rng([seed & (2**64 - 1), len(seen)])
+    return draw(filtered_weights(logits, how), random.random())

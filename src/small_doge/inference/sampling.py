@@ -1,9 +1,14 @@
-"""How the next token is chosen from the logits: one set of settings for every engine."""
+"""How the next token is chosen from the logits: one set of settings for every engine, and what they mean in NumPy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,45 @@ class SamplingParams:
         for holds, message in checks:
             if not holds:
                 raise ValueError(message)
+
+
+class Filters(Protocol):
+    """What `filtered_weights` reads of a request."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+
+
+def penalize(logits_V: NDArray[np.float64], seen: Collection[int], penalty: float) -> None:
+    """Apply the repetition penalty to the tokens seen, in place."""
+    if penalty == 1:
+        return
+    at = np.fromiter(seen, dtype=np.int64)
+    values = logits_V[at]
+    logits_V[at] = np.where(values > 0, values / penalty, values * penalty)
+
+
+def filtered_weights(logits_V: NDArray[np.float64], how: Filters) -> NDArray[np.float64]:
+    """Unnormalized probabilities [V] at a temperature above 0; 0 where a filter rules a token out, at most 1."""
+    scaled = logits_V / how.temperature
+    if 0 < how.top_k < len(scaled):
+        scaled[scaled < np.partition(scaled, -how.top_k)[-how.top_k]] = -np.inf
+    weights = np.exp(scaled - scaled.max())
+    if how.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= how.top_p * weights.sum()]] = 0
+    weights[weights < how.min_p] = 0
+    return weights
+
+
+def draw(weights_V: NDArray[np.float64], uniform: float) -> int:
+    """The token that a number from [0, 1) falls on."""
+    total = np.cumsum(weights_V)
+    return int(np.searchsorted(total, uniform * total[-1], side="right"))

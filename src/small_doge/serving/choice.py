@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.sampling import SamplingParams, draw, filtered_weights, penalize
 from small_doge.serving.grammar import Constraint
 
 Logits = NDArray[np.float32]
@@ -99,7 +99,10 @@ class TokenChooser:
     def choose(self, logits: Logits) -> TokenLogprob:
         """The next token from fp32 logits [V], which are left as they are."""
         adjusted = self._adjust(logits)
-        token = int(adjusted.argmax()) if self.rules.temperature == 0 else self._draw(adjusted)
+        if self.rules.temperature == 0:
+            token = int(adjusted.argmax())
+        else:
+            token = draw(filtered_weights(adjusted, self.rules), self._random.random())
         if self.rules.top_logprobs is None:
             return TokenLogprob(token, 0.0)
         logprobs = logits - _log_sum_exp(logits)
@@ -126,10 +129,7 @@ class TokenChooser:
 
     def _adjust(self, logits: Logits) -> NDArray[np.float64]:
         rules, adjusted = self.rules, logits.astype(np.float64)
-        if rules.repetition_penalty != 1:
-            seen = np.fromiter(self._seen, dtype=np.int64)
-            values = adjusted[seen]
-            adjusted[seen] = np.where(values > 0, values / rules.repetition_penalty, values * rules.repetition_penalty)
+        penalize(adjusted, self._seen, rules.repetition_penalty)
         for token, count in self._counts.items() if rules.presence_penalty or rules.frequency_penalty else ():
             adjusted[token] -= rules.presence_penalty + count * rules.frequency_penalty
         for token, bias in rules.logit_bias.items():
@@ -137,27 +137,6 @@ class TokenChooser:
         if self.constraint is not None and not self._waiting_for:
             adjusted[~self.constraint.allowed()] = -np.inf
         return adjusted
-
-    def _draw(self, adjusted: NDArray[np.float64]) -> int:
-        total = np.cumsum(filtered_weights(adjusted, self.rules))
-        return int(np.searchsorted(total, self._random.random() * total[-1], side="right"))
-
-
-def filtered_weights(logits: NDArray[np.float64], rules: TokenRules) -> NDArray[np.float64]:
-    """Unnormalized probabilities [V], 0 where a filter rules a token out; the largest is 1.
-
-    The filters act in the order of transformers' logits processors: temperature, top-k, top-p, min-p.
-    """
-    scaled = logits / rules.temperature
-    if 0 < rules.top_k < len(scaled):
-        scaled[scaled < np.partition(scaled, -rules.top_k)[-rules.top_k]] = -np.inf
-    weights = np.exp(scaled - scaled.max())
-    if rules.top_p < 1:
-        order = np.argsort(-weights, kind="stable")
-        before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= rules.top_p * weights.sum()]] = 0
-    weights[weights < rules.min_p] = 0
-    return weights
 
 
 def _log_sum_exp(logits: Logits) -> float:
