@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import Popen
 
 import httpx
 import openai
 import pytest
-
-HERE = Path(__file__).parent
+from processes import free_port, process
 
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture
-def start_process(tokenizer_folder: Path, port: int) -> Iterator:
-    processes: list[subprocess.Popen] = []
-
-    def begin() -> subprocess.Popen:
-        command = [sys.executable, str(HERE / "serve_echo.py"), str(tokenizer_folder), str(port)]
-        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        processes.append(process)
-        deadline = time.monotonic() + 120
-        while True:
-            assert process.poll() is None and time.monotonic() < deadline, "the server did not start"
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    return process
-            except httpx.TransportError:
-                time.sleep(0.05)
-
-    yield begin
-    for process in processes:
-        process.kill()
-        process.wait()
+def start_process(tokenizer_folder: Path, port: int) -> Iterator[Callable[[], Popen]]:
+    command = [str(Path(__file__).parent / "serve_echo.py"), str(tokenizer_folder), str(port)]
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(process(command, port))
 
 
 @pytest.mark.slow
@@ -56,17 +34,17 @@ def test_a_stopped_server_finishes_its_stream_and_a_killed_one_comes_back(start_
         messages = [{"role": "user", "content": "word " * words}]
         return iter(client.chat.completions.create(model="echo", messages=messages, stream=True))
 
-    process = start_process()
+    running = start_process()
     chunks = stream(20)
     next(chunks)
-    process.send_signal(signal.SIGTERM)
+    running.send_signal(signal.SIGTERM)
     assert list(chunks)[-1].choices[0].finish_reason == "stop"
-    assert process.wait(timeout=15) in (0, -signal.SIGTERM)
+    assert running.wait(timeout=15) in (0, -signal.SIGTERM)
 
-    process = start_process()
+    running = start_process()
     chunks = stream(200)
     next(chunks)
-    process.kill()
+    running.kill()
     with pytest.raises((httpx.TransportError, openai.APIConnectionError)):
         list(chunks)
 

@@ -26,6 +26,7 @@ from small_doge.serving.security import Guard
 from small_doge.serving.service import Service
 from small_doge.serving.settings import ServerSettings
 from small_doge.serving.streaming import ClientLeft
+from small_doge.serving.turns import TakeTurns
 
 ERRORS = {
     400: "The request cannot be answered as it is.",
@@ -75,6 +76,7 @@ def create_app(models: Sequence[ServedModel], settings: ServerSettings, metrics:
     app.add_exception_handler(ClientLeft, _nobody_left)
     app.add_exception_handler(Exception, _unexpected)
     _describe_models(app, service.models)
+    app.add_middleware(TakeTurns)
     app.add_middleware(Guard, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
