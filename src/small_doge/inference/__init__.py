@@ -14,9 +14,11 @@ logger = logging.getLogger(__name__)
 DTYPES = ("fp32", "bf16", "int8", "int4")
 ALIASES = {"float32": "fp32", "bfloat16": "bf16"}
 TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# What a model needs; nothing that runs (no .py) and nothing that unpickles.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
-def load(path: str, device: str = "cpu", dtype: str | None = None) -> Engine:
+def load(path: str, device: str = "cpu", dtype: str | None = None, drafts: int = 0) -> Engine:
     """An engine for the checkpoint in `path` (a folder or a hub id).
 
     On a CPU the native core runs a Doge in any of the types; where it is not built, or for an architecture that it does
@@ -27,9 +29,12 @@ def load(path: str, device: str = "cpu", dtype: str | None = None) -> Engine:
         device: "cpu", "cuda", "cuda:1", ...
         dtype: "fp32", "bf16" (torch's names are taken too), "int8" (8-bit weights and activations) or "int4" (4-bit
             weights). By default int8 on a CPU and bf16 on a GPU.
+        drafts: Tokens that the native core guesses from what a sequence holds already and checks in one step; the
+            completions stay the same.
 
     Raises:
-        ValueError: an unknown dtype, one that the device does not run, or a folder that is no whole checkpoint.
+        ValueError: an unknown dtype, one that the device does not run, drafts without the native core, or a folder
+            that is no whole checkpoint.
     """
     on_cpu = device.startswith("cpu")
     dtype = dtype or ("int8" if on_cpu else "bf16")
@@ -45,7 +50,9 @@ def load(path: str, device: str = "cpu", dtype: str | None = None) -> Engine:
     if on_cpu and not why_not:
         from small_doge.inference.native import NativeModel
 
-        backend = NativeModel.load(place if place.is_file() else folder, dtype)
+        backend = NativeModel.load(place if place.is_file() else folder, dtype, drafts=drafts)
+    elif drafts:
+        raise ValueError(f"drafts={drafts} needs the native core ({why_not or 'it runs on a CPU'}): leave drafts out.")
     else:
         backend = load_in_torch(folder, device, dtype, why_not)
     return with_tokenizer(backend, folder)
@@ -89,7 +96,7 @@ def download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]))
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name} is neither a folder nor a model that the hub gives: {error}") from None
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from small_doge.serving.grammar import GrammarCompiler
 
 T = TypeVar("T")
-# What a model needs; nothing that runs (no .py) and nothing that unpickles.
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 class ServingEngine(Protocol):
@@ -142,15 +140,11 @@ def local_folder(place: str) -> Path:
     Raises:
         ValueError: no such checkpoint, or one without safetensors.
     """
+    from small_doge.inference import download
+
     folder = Path(place)
     if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        try:
-            folder = Path(snapshot_download(place, allow_patterns=list(HUB_FILES)))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-            raise ValueError(f"{place} is neither a folder nor a model that the hub gives: {error}") from None
+        folder = download(place)
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{place} holds no .safetensors file: save the model again with save_pretrained.")
     return folder
@@ -171,5 +165,5 @@ def load_model(
     name, place = split_name(spec)
     folder = local_folder(place)
     config = AutoConfig.from_pretrained(folder)
-    engine: Any = load(str(folder), device=device, **({} if dtype is None else {"dtype": dtype}))
+    engine: Any = load(str(folder), device, dtype)
     return ServedModel(name, engine, config.max_position_embeddings, config.vocab_size, limits, metrics(name))

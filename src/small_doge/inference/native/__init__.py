@@ -39,6 +39,7 @@ __all__ = ["Generation", "NativeModel", "NativeSession", "available_isas", "is_a
 DTYPES = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 # Each thread wants a few megabytes of weights a token, or the barriers cost more than it brings.
 BYTES_PER_THREAD = 4 << 20
+MOST_DRAFTS = 32
 
 
 def is_available() -> bool:
@@ -65,10 +66,11 @@ def _require() -> None:
 class NativeModel:
     """A Doge model packed for the CPU. Build it with `load`; generate through `new_session`."""
 
-    def __init__(self, core: Any, shape: Shape, dtype: str) -> None:
+    def __init__(self, core: Any, shape: Shape, dtype: str, drafts: int = 0) -> None:
         self._core = core
         self.shape = shape
         self.dtype = dtype
+        self.drafts = drafts
 
     @classmethod
     def load(
@@ -78,13 +80,16 @@ class NativeModel:
         threads: int | None = None,
         isa: str | None = None,
         head_dtype: str | None = None,
+        drafts: int = 0,
     ) -> "NativeModel":
         """Loads a Hugging Face folder, packing its weights as `dtype`, or a file that `save` wrote, as it is.
 
         dtype: "fp32", "bf16", "int8" (8-bit weights and activations) or "int4" (4-bit weights, 8-bit activations).
         threads: by default the cores this process may use, fewer for a small model. isa: an entry of
         `available_isas()`; by default the best. head_dtype: the type of the output head; by default dtype, and int8
-        for "int4". Raises ValueError for a checkpoint or an option that the core does not support.
+        for "int4". drafts: how many tokens `decode` guesses from what a row holds already, and checks in one step; it
+        draws the same tokens as without. Raises ValueError for a checkpoint or an option that the core does not
+        support.
         """
         _require()
         path = Path(path)
@@ -93,6 +98,8 @@ class NativeModel:
                 raise ValueError(f"dtype={name!r} is unknown; take one of {', '.join(DTYPES)}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads={threads} must be at least 1")
+        if not 0 <= drafts <= MOST_DRAFTS:
+            raise ValueError(f"drafts={drafts}: give 0 (off) to {MOST_DRAFTS}")
         if path.is_file():
             entries, shape, dtype = map_packed(path)
             core = _make_core(shape, threads, sum(e[5].size for e in entries), isa)
@@ -108,7 +115,7 @@ class NativeModel:
         else:
             raise ValueError(f"{path} does not exist; give a checkpoint folder or a saved native model")
         core.finish()
-        return cls(core, shape, dtype)
+        return cls(core, shape, dtype, drafts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the packed weights as one file, which `load` memory-maps: the same file serves every CPU."""
@@ -122,7 +129,7 @@ class NativeModel:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         slots = min(n for n in (self.shape.window, longest, max_slots) if n is not None)
-        return NativeSession(_core.Session(self._core, batch, slots), self.shape.vocab)
+        return NativeSession(_core.Session(self._core, batch, slots, self.drafts), self.shape.vocab)
 
     def hidden(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The last hidden states, float32 [T, d], of each prompt, after the final norm."""
@@ -211,6 +218,11 @@ class NativeSession:
     @property
     def batch(self) -> int:
         return self._session.batch
+
+    @property
+    def steps(self) -> int:
+        """Runs through the layers that `decode` took so far; with guesses, fewer than it drew tokens."""
+        return self._session.steps
 
     @property
     def slots(self) -> int:

@@ -188,8 +188,10 @@ NB_MODULE(_core, m) {
     nb::class_<Session>(m, "Session")
         .def(
             "__init__",
-            [](Session* self, Core& core, int batch, int slots) { new (self) Session(core.model, batch, slots); },
-            nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::keep_alive<1, 2>())
+            [](Session* self, Core& core, int batch, int slots, int drafts) {
+                new (self) Session(core.model, batch, slots, drafts);
+            },
+            nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::arg("drafts") = 0, nb::keep_alive<1, 2>())
         .def("prefill",
              [](Session& self, const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
                 const std::string& all) {  // "logits" or "hidden": returned for every token; "": nothing
@@ -239,6 +241,7 @@ NB_MODULE(_core, m) {
         .def("reset", &Session::reset)
         .def("copy", &Session::copy, nb::call_guard<nb::gil_scoped_release>())
         .def("length", &Session::length)
+        .def_prop_ro("steps", &Session::steps)
         .def_prop_ro("batch", &Session::batch)
         .def_prop_ro("slots", &Session::slots)
         .def_prop_ro("cache_bytes", &Session::cache_bytes)

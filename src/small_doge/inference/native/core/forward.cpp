@@ -286,11 +286,12 @@ void Session::head(int thread, const Block& block) {
         k_.rms_norm(x_.data() + static_cast<size_t>(t) * ld_x_, model_->final_norm, c.hidden, c.eps,
                     block.all_hidden + static_cast<size_t>(t) * c.hidden);
 
-    // Which tokens: all of them, or the last of each span that asks. Their hidden rows move to the front of update_.
+    // Which tokens: all, or as many of each span's last ones as it asks for. Their hidden rows move to the front of
+    // update_.
     int wanted = 0;
     for (const Span& s : block.spans) {
         for (int t = 0; t < s.count; ++t) {
-            if (!block.all_logits && !(s.logits && t == s.count - 1)) continue;
+            if (!block.all_logits && t < s.count - s.logits) continue;
             if (wanted % threads == thread)
                 std::memcpy(update_.data() + static_cast<size_t>(wanted) * ld_x_,
                             x_.data() + static_cast<size_t>(s.first + t) * ld_x_, sizeof(float) * c.hidden);
@@ -307,23 +308,24 @@ void Session::head(int thread, const Block& block) {
     const float* source = direct ? x_.data() : update_.data();
     const Activations in =
         prepare(thread, hidden_, scratch_[thread]->hidden, source, ld_x_, wanted, m.type, model_->final_norm, c.hidden);
-    float* out = direct ? logits_.data() + static_cast<size_t>(block.spans[0].row) * ld_logits_ : head_out_.data();
+    float* out = direct ? logits_.data() + slot_of(block.spans[0].row, 0) * ld_logits_ : head_out_.data();
     k_.matmul(m, in, wanted, out, ld_logits_, panels.first, panels.last);
 
     const LogitStats none = {-std::numeric_limits<float>::infinity(), 0, 0.0f};
     int at = 0;
     for (const Span& s : block.spans) {
-        const int count = block.all_logits ? s.count : s.logits ? 1 : 0;
-        at += count;
-        if (!s.logits || count == 0) continue;
-        float* row = logits_.data() + static_cast<size_t>(s.row) * ld_logits_;
-        if (!direct && first < last)
-            std::memcpy(row + first, out + static_cast<size_t>(at - 1) * ld_logits_ + first,
-                        sizeof(float) * (last - first));
-        LogitStats* stats = stats_.data() + static_cast<size_t>(s.row) * team.most();
-        stats[thread] = first < last ? k_.stats(row + first, last - first) : none;
-        stats[thread].argmax += first;
-        if (thread == 0) std::fill(stats + threads, stats + team.most(), none);
+        at += block.all_logits ? s.count : s.logits;
+        for (int p = 0; p < s.logits; ++p) {
+            const size_t slot = slot_of(s.row, p);
+            float* row = logits_.data() + slot * ld_logits_;
+            if (!direct && first < last)
+                std::memcpy(row + first, out + static_cast<size_t>(at - s.logits + p) * ld_logits_ + first,
+                            sizeof(float) * (last - first));
+            LogitStats* stats = stats_.data() + slot * team.most();
+            stats[thread] = first < last ? k_.stats(row + first, last - first) : none;
+            stats[thread].argmax += first;
+            if (thread == 0) std::fill(stats + threads, stats + team.most(), none);
+        }
     }
     for (int i = 0; block.all_logits && i < wanted && first < last; ++i)
         std::memcpy(block.all_logits + static_cast<size_t>(i) * c.vocab + first,

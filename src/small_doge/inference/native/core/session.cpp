@@ -22,8 +22,8 @@ Activations Session::Input::view(const float* source) const {
     return {source, q.data(), scale.data(), sum.data(), ld, ld_groups};
 }
 
-Session::Session(std::shared_ptr<Model> model, int batch, int slots)
-    : model_(std::move(model)), k_(*model_->kernels), slots_(slots) {
+Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts)
+    : model_(std::move(model)), k_(*model_->kernels), slots_(slots), drafts_(drafts) {
     const Config& c = model_->config;
     wide_cache_ = model_->layers[0].qkv.type == Type::f32;
     dim_ = round_up(c.head_dim, 16);
@@ -55,15 +55,18 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots)
     }
 
     rows_.resize(batch);
-    for (Row& r : rows_) r.seen = Seen(c.vocab);
+    for (Row& r : rows_) {
+        r.seen = Seen(c.vocab);
+        r.trust = drafts_;
+    }
     ld_x_ = round_up(c.hidden, kPanel);
     ld_qkv_ = round_up((c.heads + 2 * c.kv_heads) * c.head_dim, kPanel);
     ld_attention_ = round_up(c.heads * c.head_dim, kActPad);
     ld_wide_ = round_up(c.intermediate, kActPad);
     if (c.experts) ld_router_ = model_->layers[0].router.panels * kPanel;
     ld_logits_ = model_->head.panels * kPanel;
-    logits_.assign(static_cast<size_t>(batch) * ld_logits_, 0.0f);
-    stats_.resize(static_cast<size_t>(batch) * model_->team.most());
+    logits_.assign(slot_of(batch, 0) * ld_logits_, 0.0f);
+    stats_.resize(slot_of(batch, 0) * model_->team.most());
 
     const int group = c.heads / c.kv_heads, query_rows = 8 * group;
     for (int t = 0; t < model_->team.most(); ++t) {
@@ -123,6 +126,8 @@ void Session::reset(const std::vector<int>& rows) {
         rows_[row].pending = -1;
         rows_[row].ready = false;
         rows_[row].seen.clear();
+        rows_[row].history.clear();
+        rows_[row].trust = drafts_;
         for (int l = 0; l < c.layers; ++l)
             for (int kv = 0; kv < c.kv_heads; ++kv) cache(row, l, kv).n = 0;
     }
@@ -137,9 +142,10 @@ void Session::copy(int source, int target) {
     const Config& c = model_->config;
     for (int l = 0; l < c.layers; ++l)
         for (int kv = 0; kv < c.kv_heads; ++kv) cache(target, l, kv).assign(cache(source, l, kv), slot_bytes_);
-    std::copy_n(logits(source), ld_logits_, logits_.data() + static_cast<size_t>(target) * ld_logits_);
+    // Those of a prompt's end; after a draw they are not needed again.
+    std::copy_n(logits(source), ld_logits_, logits_.data() + slot_of(target, 0) * ld_logits_);
     const size_t threads = model_->team.most();
-    std::copy_n(stats_.data() + source * threads, threads, stats_.data() + target * threads);
+    std::copy_n(stats_.data() + slot_of(source, 0) * threads, threads, stats_.data() + slot_of(target, 0) * threads);
 }
 
 void Session::check(const std::vector<int>& rows, const std::vector<int32_t>& tokens) const {
@@ -161,10 +167,41 @@ void Session::check(const std::vector<int>& rows, const std::vector<int32_t>& to
 void Session::advance(const Block& block) {
     for (const Span& s : block.spans) {
         Row& r = rows_[s.row];
-        r.length += s.count;
-        r.ready = s.logits;
-        for (int i = 0; i < s.count; ++i) r.seen.add(block.tokens[s.first + i]);
+        r.ready = s.logits > 0;
+        for (int i = 0; i < s.count; ++i) take(r, block.tokens[s.first + i]);
     }
+}
+
+void Session::take(Row& r, int32_t token) {
+    ++r.length;
+    r.seen.add(token);
+    if (drafts_ && r.length <= slots_) r.history.push_back(token);
+}
+
+// Prompt look-up (github.com/apoorvumang/prompt-lookup-decoding): behind the row's pending token, the last of `tokens`,
+// puts what followed the last time that the row's latest kMatch tokens stood in it. In a loop a guess goes on into
+// itself.
+void Session::guess(const Row& r, int most, std::vector<int32_t>& tokens) const {
+    const int n = static_cast<int>(r.history.size());
+    if (most < 1 || n < kMatch) return;
+    const auto ends_here = [&](int at) {
+        if (r.history[at] != r.pending) return false;
+        for (int i = 1; i < kMatch; ++i)
+            if (r.history[at - i] != r.history[n - i]) return false;
+        return true;
+    };
+    int at = n - 1;
+    while (at >= kMatch - 1 && !ends_here(at)) --at;
+    if (at < kMatch - 1) return;
+    const size_t pending = tokens.size() - 1;
+    for (int i = at + 1; i <= at + most; ++i) tokens.push_back(i < n ? r.history[i] : tokens[pending + i - n]);
+}
+
+// Takes a row's last tokens out of its caches; none has evicted another.
+void Session::forget(int row, int tokens) {
+    const Config& c = model_->config;
+    for (int l = 0; l < c.layers; ++l)
+        for (int kv = 0; kv < c.kv_heads; ++kv) cache(row, l, kv).n -= tokens;
 }
 
 void Session::pack_blocks(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
@@ -183,7 +220,7 @@ void Session::pack_blocks(const std::vector<int>& rows, const std::vector<std::v
             Block& b = blocks.back();
             const size_t n = std::min(prompt.size() - at, kBlockTokens - b.tokens.size());
             b.spans.push_back({rows[i], static_cast<int>(b.tokens.size()), static_cast<int>(n),
-                               rows_[rows[i]].length + static_cast<int64_t>(at), at + n == prompt.size()});
+                               rows_[rows[i]].length + static_cast<int64_t>(at), at + n == prompt.size() ? 1 : 0});
             b.tokens.insert(b.tokens.end(), prompt.begin() + at, prompt.begin() + at + n);
             at += n;
             done += n;
@@ -196,7 +233,7 @@ void Session::flush_pending(const std::vector<int>& rows) {
     for (int row : rows) {
         Row& r = rows_[row];
         if (r.pending < 0) continue;
-        block.spans.push_back({row, static_cast<int>(block.tokens.size()), 1, r.length, false});
+        block.spans.push_back({row, static_cast<int>(block.tokens.size()), 1, r.length, 0});
         block.tokens.push_back(r.pending);
         r.pending = -1;
     }
@@ -246,53 +283,68 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
     out.stopped.assign(rows.size(), 0);
     std::vector<int> active(rows.size());
     for (size_t i = 0; i < rows.size(); ++i) active[i] = static_cast<int>(i);
-    resize(static_cast<int>(rows.size()));
-
     Block block;
-    std::vector<int32_t> fed(rows.size(), -1);  // the token that went into the step under way
-    const auto gather = [&] {                   // the tokens that were sampled and are still to be fed
+    std::vector<const Span*> fed(rows.size());  // what goes into the step under way
+    const auto gather = [&] {                   // the tokens that were sampled and are still to be fed, and guesses
         block.tokens.clear();
         block.spans.clear();
+        block.spans.reserve(active.size());
         for (int i : active) {
             Row& r = rows_[rows[i]];
-            fed[i] = r.pending;
+            fed[i] = nullptr;
             if (r.pending < 0) continue;
-            block.spans.push_back({rows[i], static_cast<int>(block.tokens.size()), 1, r.length, true});
+            const int first = static_cast<int>(block.tokens.size());
             block.tokens.push_back(r.pending);
+            // Keys that were evicted do not come back, so there are no guesses once the cache is full.
+            const int64_t room = std::min<int64_t>(n - out.lengths[i], slots_ - r.length) - 1;
+            guess(r, static_cast<int>(std::min<int64_t>(r.trust, room)), block.tokens);
+            const int count = static_cast<int>(block.tokens.size()) - first;
+            block.spans.push_back({rows[i], first, count, r.length, count});
+            fed[i] = &block.spans.back();
             r.pending = -1;
         }
+        resize(static_cast<int>(block.tokens.size()));
     };
-    const auto sample = [&](int i, int at, Sampler& sampler) {
+    const auto sample = [&](int i, Sampler& sampler) {
         Row& r = rows_[rows[i]];
-        if (fed[i] >= 0) {
-            ++r.length;
-            r.seen.add(fed[i]);
-            r.ready = true;
+        const int count = fed[i] ? fed[i]->count : 0;
+        const int32_t* guessed = fed[i] ? block.tokens.data() + fed[i]->first : nullptr;
+        int used = 0;  // tokens fed that are part of the sequence: as long as each is the one drawn before it
+        do {
+            if (used < count) take(r, guessed[used++]);
+            const int at = out.lengths[i]++;
+            const size_t slot = slot_of(rows[i], std::max(used - 1, 0));
+            const LogitStats* part = stats_.data() + slot * parts;
+            LogitStats all = part[0];
+            for (int t = 1; t < parts; ++t)
+                if (part[t].max > all.max) all = part[t];
+            all.sum = 0;
+            for (int t = 0; t < parts; ++t) all.sum += part[t].sum * std::exp(part[t].max - all.max);
+            const float* logits = logits_.data() + slot * ld_logits_;
+            const Choice c = sampler.choose(k_, logits, vocab, all, how[i], r.seen, r.length);
+            out.tokens[static_cast<size_t>(i) * n + at] = c.token;
+            out.logprobs[static_cast<size_t>(i) * n + at] = c.logprob;
+            out.stopped[i] = std::find(stop_ids[i].begin(), stop_ids[i].end(), c.token) != stop_ids[i].end();
+            r.pending = c.token;
+        } while (used < count && guessed[used] == r.pending && !out.stopped[i]);
+        r.ready = true;
+        if (count > 1) {
+            r.trust = std::min(drafts_, 2 * used - 1);
+            forget(rows[i], count - used);
         }
-        const LogitStats* part = stats_.data() + static_cast<size_t>(rows[i]) * parts;
-        LogitStats all = part[0];
-        for (int t = 1; t < parts; ++t)
-            if (part[t].max > all.max) all = part[t];
-        all.sum = 0;
-        for (int t = 0; t < parts; ++t) all.sum += part[t].sum * std::exp(part[t].max - all.max);
-        const Choice c = sampler.choose(k_, logits(rows[i]), vocab, all, how[i], r.seen, r.length);
-        out.tokens[static_cast<size_t>(i) * n + at] = c.token;
-        out.logprobs[static_cast<size_t>(i) * n + at] = c.logprob;
-        out.lengths[i] = at + 1;
-        out.stopped[i] = std::find(stop_ids[i].begin(), stop_ids[i].end(), c.token) != stop_ids[i].end();
-        r.pending = c.token;
     };
 
-    // A run for each token, so that the team can shrink and grow between them.
-    for (int at = 0; at < n && !active.empty(); ++at) {
+    // A run for each step, so that the team can shrink and grow between them.
+    while (!active.empty()) {
         gather();
+        steps_ += !block.tokens.empty();
         model_->team.run([&](int thread) {
             if (!block.tokens.empty()) feed(thread, block);
             for (size_t i = thread; i < active.size(); i += model_->team.size())
-                sample(active[i], at, scratch_[thread]->sampler);
+                sample(active[i], scratch_[thread]->sampler);
         });
-        active.erase(std::remove_if(active.begin(), active.end(), [&](int i) { return out.stopped[i]; }),
-                     active.end());
+        const auto done = [&](int i) { return out.stopped[i] || out.lengths[i] == n; };
+        active.erase(std::remove_if(active.begin(), active.end(), done), active.end());
     }
     return out;
 }

@@ -12,12 +12,13 @@
 namespace small_doge {
 
 constexpr int kBlockTokens = 64;  // tokens that go through the layers together during prefill
+constexpr int kMatch = 3;         // tokens that must have stood before: what followed them is the guess
 
 // Consecutive tokens of one sequence within a block.
 struct Span {
     int row, first, count;  // tokens first .. first + count - 1 of the block
     int64_t start;          // position of the first
-    bool logits;            // whether its last token's logits are wanted
+    int logits;             // of how many of its last tokens the logits are wanted
 };
 
 struct Block {
@@ -36,8 +37,9 @@ struct Generated {
 
 class Session {
   public:
-    // slots: how many keys a key/value head keeps, at most the model's window.
-    Session(std::shared_ptr<Model> model, int batch, int slots);
+    // slots: how many keys a key/value head keeps, at most the model's window. drafts: how many tokens decode guesses
+    // from what the sequence holds already, to check them together; fewer than kBlockTokens.
+    Session(std::shared_ptr<Model> model, int batch, int slots, int drafts);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
@@ -55,8 +57,9 @@ class Session {
     // Makes row target what row source is: its keys, its last logits and what waits to be fed.
     void copy(int source, int target);
 
-    const float* logits(int row) const { return logits_.data() + static_cast<size_t>(row) * ld_logits_; }
+    const float* logits(int row) const { return logits_.data() + slot_of(row, 0) * ld_logits_; }
     int64_t length(int row) const { return rows_.at(row).length; }
+    int64_t steps() const { return steps_; }  // runs through the layers that decode took
     int batch() const { return static_cast<int>(rows_.size()); }
     int slots() const { return slots_; }
     size_t cache_bytes() const { return slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens); }
@@ -69,6 +72,8 @@ class Session {
         int32_t pending = -1;  // sampled, but not yet fed
         bool ready = false;    // logits and stats belong to the last token
         Seen seen;
+        std::vector<int32_t> history;  // the tokens, as long as a guess may be looked up in them
+        int trust = 0;                 // how many tokens to guess next
     };
     // The quantized form of a product's input, for one width.
     struct Input {
@@ -109,14 +114,20 @@ class Session {
                      std::vector<Block>& blocks, float* all_logits, float* all_hidden);
     void flush_pending(const std::vector<int>& rows);
     void advance(const Block& block);
+    void take(Row& row, int32_t token);
+    void guess(const Row& row, int most, std::vector<int32_t>& tokens) const;
+    void forget(int row, int tokens);
+    // Where the logits and the stats of a span's p-th wanted token are.
+    size_t slot_of(int row, int p) const { return static_cast<size_t>(row) * (drafts_ + 1) + p; }
 
     std::shared_ptr<Model> model_;
     const Kernels& k_;
-    const int slots_;
+    const int slots_, drafts_;
     bool wide_cache_;  // float keys and values for fp32 weights, bf16 otherwise
     int dim_;          // head_dim padded to the vector width
     size_t slot_bytes_ = 0, slot_bytes_total_ = 0;
 
+    int64_t steps_ = 0;
     std::vector<Row> rows_;
     std::vector<HeadCache> caches_;
     uint8_t* cache_memory_ = nullptr;
@@ -127,7 +138,7 @@ class Session {
     std::vector<float> x_, qkv_, attention_, gate_, up_, update_, router_, moe_, cos_, sin_, logits_, head_out_;
     int ld_x_, ld_qkv_, ld_attention_, ld_wide_, ld_router_ = 0;
     Input hidden_, attended_, wide_;
-    std::vector<LogitStats> stats_;  // [row][thread of the whole team]
+    std::vector<LogitStats> stats_;  // [row][wanted token][thread of the whole team]
     std::vector<std::unique_ptr<Scratch>> scratch_;
 };
 
