@@ -70,6 +70,18 @@ def test_a_stop_token_ends_a_completion_and_a_stream(kind, model_folder, monkeyp
     assert "".join(pieces) == engine.tokenizer.decode(ended.token_ids[:-1], skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("kind", BACKENDS)
+@pytest.mark.parametrize("temperature", [1e-7, 1e-40, 1e-320])
+def test_the_coldest_draws_are_greedy_ones(kind, temperature, model_folder, monkeypatch):
+    engine = engine_of(kind, model_folder, monkeypatch)
+    greedy = engine.generate([[0, 50, 60]], max_new_tokens=8, stop_token_ids=())[0].token_ids
+    for filters in ({}, {"min_p": 0.5}, {"top_p": 1e-320}, {"top_k": 5, "top_p": 0.5}):
+        cold = engine.generate(
+            [[0, 50, 60]], max_new_tokens=8, stop_token_ids=(), temperature=temperature, seed=1, **filters
+        )
+        assert cold[0].token_ids == greedy
+
+
 def drain(stream) -> tuple[list[str], object]:
     pieces = []
     while True:

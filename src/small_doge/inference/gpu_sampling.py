@@ -50,6 +50,7 @@ def threshold(state: SlotState, rows: Tensor | slice, adjusted_nV: Tensor) -> Te
     probabilities = torch.softmax(ordered.masked_fill(ordered < lowest, float("-inf")), -1)
     before = probabilities.cumsum(-1) - probabilities
     inside = (before < state.top_p[rows][:, None]) & (ordered >= lowest)
+    inside[:, 0] = True  # a share that fp32 rounds to 0 leaves the likeliest
     lowest = ordered.masked_fill(~inside, float("inf")).amin(-1)
     # min_p 0 gives -inf, which lets everything through.
     return torch.maximum(lowest, ordered[:, 0] + torch.log(state.min_p[rows]))

@@ -10,6 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+# A logit over a smaller one may leave the range of fp32.
+SMALLEST_PENALTY = 0.01
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -43,7 +46,10 @@ class SamplingParams:
             (self.top_k >= 0, f"top_k is {self.top_k}: give 0 (off) or more."),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}: give a share above 0, up to 1."),
             (0 <= self.min_p <= 1, f"min_p is {self.min_p}: give a share from 0 to 1."),
-            (self.repetition_penalty > 0, f"repetition_penalty is {self.repetition_penalty}: give a number above 0."),
+            (
+                SMALLEST_PENALTY <= self.repetition_penalty < math.inf,
+                f"repetition_penalty is {self.repetition_penalty}: give {SMALLEST_PENALTY} or more.",
+            ),
         )
         for holds, message in checks:
             if not holds:
@@ -74,14 +80,15 @@ def penalize(logits_V: NDArray[np.float64], seen: Collection[int], penalty: floa
 
 def filtered_weights(logits_V: NDArray[np.float64], how: Filters) -> NDArray[np.float64]:
     """Unnormalized probabilities [V] at a temperature above 0; 0 where a filter rules a token out, at most 1."""
-    scaled = logits_V / how.temperature
+    with np.errstate(over="ignore"):
+        scaled = (logits_V - logits_V.max()) / how.temperature  # in this order a tiny temperature leaves the largest 0
     if 0 < how.top_k < len(scaled):
         scaled[scaled < np.partition(scaled, -how.top_k)[-how.top_k]] = -np.inf
-    weights = np.exp(scaled - scaled.max())
+    weights = np.exp(scaled)
     if how.top_p < 1:
         order = np.argsort(-weights, kind="stable")
         before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= how.top_p * weights.sum()]] = 0
+        weights[order[1:][before[1:] >= how.top_p * weights.sum()]] = 0  # the likeliest always stays
     weights[weights < how.min_p] = 0
     return weights
 

@@ -28,6 +28,9 @@ from small_doge.models.doge.modeling_doge import DogeForCausalLM
 PREFILL_TOKENS = 32768
 """Tokens, padding included, that one forward of a prefill takes at most."""
 
+COLDEST = 1e-6
+"""Below this temperature a row is greedy: a logit over a smaller one may leave the range of fp32."""
+
 STEPS_BETWEEN_LOOKS = 16
 """Tokens drawn before the host looks which rows have ended: a look costs a GPU some 20 us of idling."""
 
@@ -270,7 +273,7 @@ class TorchSlots:
             self.runner = self._runner()
         seeds = [secrets.randbits(31) if s.seed is None else s.seed for s in sampling]
         settings = {
-            "temperature": [s.temperature for s in sampling],
+            "temperature": [s.temperature if s.temperature >= COLDEST else 0.0 for s in sampling],
             "top_k": [s.top_k for s in sampling],
             "top_p": [s.top_p for s in sampling],
             "min_p": [s.min_p for s in sampling],

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from small_doge.inference.sampling import SMALLEST_PENALTY
+
 # Each value may take several bytes in a matrix of logits, so lists that a client fills are bounded.
 Stop = Annotated[str, Field(min_length=1, max_length=128)]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -172,7 +174,7 @@ class Sampling(Strict):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = 0
     min_p: Annotated[float, Field(ge=0, le=1)] | None = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = 1.0
+    repetition_penalty: Annotated[float, Field(ge=SMALLEST_PENALTY, le=10)] | None = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.0
     logit_bias: (

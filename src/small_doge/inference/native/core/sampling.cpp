@@ -53,9 +53,10 @@ Choice Sampler::choose(const Kernels& k, const float* logits, int vocab, LogitSt
         largest = *top;
         token = static_cast<int>(top - adjusted_.begin());
     }
-    if (how.temperature > 0) {
+    const float inverse_temperature = 1.0f / how.temperature;
+    if (std::isfinite(inverse_temperature)) {  // 0 is greedy, and so is what a float cannot divide by
         weights_.resize(vocab);
-        const float total = k.exp_weights(x, vocab, largest, 1.0f / how.temperature, weights_.data());
+        const float total = k.exp_weights(x, vocab, largest, inverse_temperature, weights_.data());
         const double u = uniform(how.seed, position);
         const bool filtered = how.top_k > 0 || how.top_p < 1.0f || how.min_p > 0.0f;
         token = filtered ? draw_filtered(vocab, total, how, u) : draw_any(vocab, u * total);
