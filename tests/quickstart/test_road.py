@@ -16,6 +16,7 @@ TINY = Settings(
     vocab_size=1024,
     row_length=128,
     tokenizer_megabytes=0.2,
+    tokenizer_problems=200,
     pretrain_rows=96,
     held_out_kilobytes=12,
     conversations=120,

@@ -48,7 +48,8 @@ def test_a_folder_is_sorted_and_evaluation_data_is_left_out(tmp_path: Path) -> N
     chats = write(tmp_path / "sft" / "chat.jsonl", CHAT)
     pairs = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
     thoughts = write(tmp_path / "thoughts.jsonl", THOUGHT)
-    write(tmp_path / "eval" / "test.jsonl", {"question": "a", "answer": "b"})
+    for name in ("test.jsonl", "deeper/other.jsonl"):
+        write(tmp_path / "eval" / name, {"question": "a", "answer": "b"})
     write(tmp_path / "other.jsonl", {"id": 1})
     found = sort_files(tmp_path)
     assert (found.text, found.conversations, found.preferences, found.reasoning) == (
@@ -57,7 +58,7 @@ def test_a_folder_is_sorted_and_evaluation_data_is_left_out(tmp_path: Path) -> N
         [pairs],
         [thoughts],
     )
-    assert len(found.left_out) == 2
+    assert [line.split(":")[0] for line in found.left_out] == [str(tmp_path / "eval"), str(tmp_path / "other.jsonl")]
     sources = choose_sources(tmp_path)
     assert sources.text == [{str(text): 1.0}]
 

@@ -111,6 +111,17 @@ def test_the_same_seed_gives_the_same_run(options, monkeypatch, tmp_path):
     assert first == second
 
 
+def test_the_reward_rises(options, monkeypatch):
+    def share_of_letters(completion: str, answer: str) -> float:
+        return sum(character.isalpha() for character in completion) / max(1, len(completion))
+
+    monkeypatch.setattr(grpo, "get_reward", lambda name: share_of_letters)
+    changes = {"max_steps": 40, "learning_rate": 0.02, "reward_functions": ["letters"], "lr_scheduler_type": "constant"}
+    _, lines = run(options | changes, monkeypatch)
+    rewards = [line["reward"] for line in lines if "reward" in line]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
+
+
 def test_an_unknown_engine_is_refused(options):
     with pytest.raises(ValueError, match="rollout_engine is 'vllm'"):
         grpo.main(

@@ -24,9 +24,11 @@ from small_doge.quickstart.user_data import SortedFiles, sort_files
 logger = logging.getLogger(__name__)
 
 TEST_SHARE = 0.1
+SPARE = 1 + 2 * TEST_SHARE  # how many more to make, because the mix keeps a share of them back
 ARITHMETIC = "builtin:arithmetic"
 IDENTITY_COPIES = 20
 PROBLEM = ("question", "answer")
+TOKENS_A_PROBLEM = 30
 
 
 @dataclass(frozen=True)
@@ -103,23 +105,36 @@ def save(data: DatasetDict, folder: Path) -> None:
     DatasetDict({split: rows for split, rows in data.items() if len(rows)}).save_to_disk(str(folder))
 
 
+def first(rows: Dataset, count: int) -> Dataset:
+    """The first `count` rows, or all where there are fewer."""
+    return rows.select(range(min(count, len(rows))))
+
+
 def arithmetic(n: int, seed: int, **options: Any) -> list[dict[str, Any]]:
     """Different problems of `builtin:arithmetic`."""
     return list(BUILTIN_SOURCES[ARITHMETIC](n=n, seed=seed, **options))
 
 
+def worked_text(problem: dict[str, Any]) -> str:
+    """A problem as text to read: what is asked, the steps, the answer."""
+    return "\n".join(problem[key] for key in ("question", "reasoning", "answer"))
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows as JSON lines, as a person's own file would hold them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def make_tokenizer(sources: Sources, settings: Settings, folder: Path) -> dict[str, Any]:
-    """Train the tokenizer on training text, and a little arithmetic so that it knows the words of the tasks."""
+    """Train the tokenizer on training text, and on so many sums that each number in them becomes one token.
+
+    A model as small as this learns to copy a number of one token in a minute, and one of two tokens not at all.
+    """
     texts = sample_texts(sources.text, settings.tokenizer_megabytes, held_out=False, seed=settings.seed)
-    problems = arithmetic(min(1000, settings.problems), settings.seed, **settings.sums)
-    texts += [f"{problem['question']}\n{problem['reasoning']}" for problem in problems]
-    tokenizer = train_tokenizer(texts, settings.vocab_size)
+    problems = arithmetic(settings.tokenizer_problems, settings.seed, **settings.practice)
+    tokenizer = train_tokenizer([*texts, *map(worked_text, problems)], settings.vocab_size)
     tokenizer.save_pretrained(str(folder))
     tokens = sum(len(ids) for ids in tokenizer(texts[:500], add_special_tokens=False)["input_ids"])
     size = sum(len(text.encode()) for text in texts)
@@ -130,72 +145,85 @@ def make_tokenizer(sources: Sources, settings: Settings, folder: Path) -> dict[s
 def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Path) -> dict[str, Any]:
     """Prepare every stage's data set under `folder`, and what its figures are measured on under `held_out.json`."""
     common: dict[str, Any] = {"seed": settings.seed, "test_share": TEST_SHARE, "cache_dir": folder / "cache"}
-
-    rows = mix_text(
-        sources.text,
-        total_sample_size=settings.pretrain_rows,
-        processing_class=str(tokenizer),
-        max_length=settings.row_length,
-        test_sample_size=64,
-        **common,
-    )
-    save(rows, folder / "pretrain")
-    held_out_texts = sample_texts(sources.text, settings.held_out_kilobytes / 1000, held_out=True, seed=settings.seed)
-
     identity = list(BUILTIN_SOURCES["builtin:python-qa"](documents=[]))  # who it is, and nothing about documents
     identity_file = write_rows(folder / "identity.jsonl", identity * IDENTITY_COPIES)
-    with_identity = [*scaled(sources.conversations, 0.95), {str(identity_file): 0.05}]
-    conversations = mix_conversations(
-        with_identity,
-        total_sample_size=settings.conversations,
-        kind="conversation",
-        test_sample_size=settings.held_out_conversations,
-        **common,
-    )
-    save(conversations, folder / "sft")
-
-    preferences = mix_conversations(
-        sources.preferences,
-        total_sample_size=settings.preferences,
-        kind="preference",
-        test_sample_size=settings.held_out_preferences,
-        **common,
-    )
-    save(preferences, folder / "dpo")
-
-    # Of comparisons there are enough examples to solve some, so that rewards differ, and too few to solve most.
-    examples = settings.problems + settings.comparisons
-    spare = 1 + 2 * TEST_SHARE  # the mix keeps a share of them back
-    sums = arithmetic(round(settings.problems * spare), settings.seed, **settings.sums)
-    pairs = arithmetic(round(settings.comparisons * spare), settings.seed, **settings.pairs)
-    worked = write_rows(folder / "worked.jsonl", [*sums, *pairs])
-    traces: list[dict[str, float]] = [{str(worked): examples}, *scaled(with_identity, settings.reminders)]
-    if sources.reasoning:
-        traces += scaled(sources.reasoning, examples / 2)
-    distillation = mix_conversations(
-        traces,
-        total_sample_size=round(sum(share for trace in traces for share in trace.values())),
-        kind="conversation",
-        apply_thinking_template=True,
-        **common,
-    )
-    save(distillation, folder / "distill")
-
-    asked = arithmetic(settings.reinforcement_problems, settings.seed + 1, **settings.pairs)
-    reinforcement = DatasetDict({"train": Dataset.from_list([{key: row[key] for key in PROBLEM} for row in asked])})
-    save(reinforcement, folder / "grpo")
-
+    conversations = [*scaled(sources.conversations, 0.95), {str(identity_file): 0.05}]
+    traces = worked_problems(sources.reasoning, conversations, settings, folder)
+    sets = {
+        "pretrain": mix_text(
+            with_practice(sources.text, settings, folder),
+            total_sample_size=settings.pretrain_rows,
+            processing_class=str(tokenizer),
+            max_length=settings.row_length,
+            test_sample_size=64,
+            **common,
+        ),
+        "sft": mix_conversations(
+            conversations,
+            total_sample_size=settings.conversations,
+            kind="conversation",
+            test_sample_size=settings.held_out_conversations,
+            **common,
+        ),
+        "dpo": mix_conversations(
+            sources.preferences,
+            # So many that enough of them fall on the held-out side.
+            total_sample_size=max(settings.preferences, round(settings.held_out_preferences / TEST_SHARE)),
+            kind="preference",
+            test_sample_size=settings.held_out_preferences,
+            **common,
+        ),
+        "distill": mix_conversations(
+            traces,
+            total_sample_size=round(sum(share for trace in traces for share in trace.values())),
+            kind="conversation",
+            apply_thinking_template=True,
+            **common,
+        ),
+        "grpo": asked_problems(settings),
+    }
+    sets["dpo"]["train"] = first(sets["dpo"]["train"], settings.preferences)
+    for name, data in sets.items():
+        save(data, folder / name)
     tests = arithmetic(settings.held_out_problems, settings.seed, split="test", **settings.pairs)
     held_out = {
-        "texts": held_out_texts,
-        "conversations": [row["messages"] for row in conversations["test"]],
-        "preferences": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in preferences["test"]],
+        "texts": sample_texts(sources.text, settings.held_out_kilobytes / 1000, held_out=True, seed=settings.seed),
+        "conversations": [row["messages"] for row in sets["sft"]["test"]],
+        "preferences": [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in sets["dpo"]["test"]],
         "problems": [{key: row[key] for key in PROBLEM} for row in tests],
     }
     write_json(folder / "held_out.json", held_out)
-    sets = {"pretrain": rows, "sft": conversations, "dpo": preferences, "distill": distillation, "grpo": reinforcement}
     return {
         "train_rows": {name: len(data["train"]) for name, data in sets.items()},
         "held_out": {name: len(items) for name, items in held_out.items()},
-        "held_out_bytes": sum(len(text.encode()) for text in held_out_texts),
+        "held_out_bytes": sum(len(text.encode()) for text in held_out["texts"]),
     }
+
+
+def with_practice(text: list[dict[str, float]], settings: Settings, folder: Path) -> list[dict[str, float]]:
+    """The mix of text with its share of worked sums."""
+    tokens = settings.practice_share * settings.pretrain_rows * settings.row_length
+    problems = arithmetic(round(SPARE * tokens / TOKENS_A_PROBLEM), settings.seed, **settings.practice)
+    practice = write_rows(folder / "practice.jsonl", [{"text": worked_text(problem)} for problem in problems])
+    return [*scaled(text, 1 - settings.practice_share), {str(practice): settings.practice_share}]
+
+
+def worked_problems(
+    reasoning: list[dict[str, float]], conversations: list[dict[str, float]], settings: Settings, folder: Path
+) -> list[dict[str, float]]:
+    """The mix to learn thinking from, its shares as numbers of rows.
+
+    Of comparisons there are enough examples to solve many, so that rewards differ, and too few to solve nearly all.
+    """
+    sums = arithmetic(round(settings.problems * SPARE), settings.seed, **settings.sums)
+    pairs = arithmetic(round(settings.comparisons * SPARE), settings.seed, **settings.pairs)
+    worked = write_rows(folder / "worked.jsonl", [*sums, *pairs])
+    examples = settings.problems + settings.comparisons
+    own = scaled(reasoning, examples / 2) if reasoning else []
+    return [{str(worked): examples}, *scaled(conversations, settings.reminders), *own]
+
+
+def asked_problems(settings: Settings) -> DatasetDict:
+    """Comparisons to reinforce: a question and the answer to check against."""
+    problems = arithmetic(settings.reinforcement_problems, settings.seed + 1, **settings.pairs)
+    return DatasetDict({"train": Dataset.from_list([{key: row[key] for key in PROBLEM} for row in problems])})

@@ -18,7 +18,7 @@ REASONING_ANSWERS = ("answer", "solution", "response", "output")
 
 @dataclass
 class SortedFiles:
-    """Files by what their first rows are good for, and one line for each file that is left out."""
+    """Files by what their first rows are good for, and one line for each file or evaluation folder that is left out."""
 
     text: list[Path] = field(default_factory=list)
     conversations: list[Path] = field(default_factory=list)
@@ -35,9 +35,12 @@ def sort_files(folder: Path) -> SortedFiles:
     """
     sorted_files = SortedFiles()
     for path in list_files(folder):
-        parts = path.relative_to(folder).parts[:-1] if folder.is_dir() else ()
-        if any(part in EVALUATION_FOLDERS for part in parts):
-            sorted_files.left_out.append(f"{path}: stands in a folder of evaluation data, which is never trained on.")
+        inside = path.parents[: len(path.relative_to(folder).parts) - 1] if folder.is_dir() else ()
+        held_back = next((parent for parent in inside if parent.name in EVALUATION_FOLDERS), None)
+        if held_back is not None:
+            line = f"{held_back}: a folder of evaluation data, which is never trained on."
+            if line not in sorted_files.left_out:
+                sorted_files.left_out.append(line)
             continue
         first = next(islice(read_file_rows(path, Report(), str(path)), 1), None)
         kind = kind_of(first.fields) if first is not None else None

@@ -154,7 +154,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def run_stage(stage: Any, argv: Sequence[str] | None = None) -> None:
-    """Run a stage's `main` as a script: a user's mistake is one line on stderr and exit code 2, not a traceback."""
+    """Run a stage's `main` as a script: a user's mistake is one line on stderr and exit code 1, not a traceback."""
     try:
         stage(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
