@@ -5,12 +5,14 @@ python ./examples/utils/concatenate_pt_datasets.py --datasets_dir ./datasets --s
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from small_doge.processor.steps import concatenate
+from small_doge.trainer.recipe import run_stage
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Read the flags, put the folders together, print the number of rows."""
     parser = argparse.ArgumentParser(description="Put the tokenized pretraining sources together.")
     parser.add_argument("--datasets_dir", default="./datasets", help="where the NAME_tokenized folders are")
@@ -18,7 +20,7 @@ def main() -> None:
     parser.add_argument("--train_examples", type=int, default=128_000_000)
     parser.add_argument("--test_examples", type=int, default=1000)
     parser.add_argument("--num_proc", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     rows = concatenate(
         sorted(Path(arguments.datasets_dir).glob("*_tokenized")),
         Path(arguments.save_dir) / "pretrain",
@@ -30,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

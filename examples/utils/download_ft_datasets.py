@@ -3,9 +3,7 @@
 python ./examples/utils/download_ft_datasets.py --save_dir ./datasets --cache_dir ./cache --num_proc 1
 """
 
-from download_pt_datasets import main, parser
-
-from small_doge.processor.steps import FINETUNE_SOURCES
+from download_pt_datasets import main
 
 if __name__ == "__main__":
-    main(parser("Download the fine-tuning sources.", list(FINETUNE_SOURCES)).parse_args())
+    main("fine-tuning")

@@ -5,11 +5,13 @@ python ./examples/utils/preprocess_ft_datasets.py --datasets_dir ./datasets --sa
 """
 
 import argparse
+from collections.abc import Sequence
 
 from small_doge.processor.steps import FINETUNE_SOURCES, process_chats
+from small_doge.trainer.recipe import run_stage
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Read the flags, make the rows, print what became of the input."""
     parser = argparse.ArgumentParser(description="Make rows of each downloaded fine-tuning source.")
     parser.add_argument("--datasets_dir", default="./datasets", help="where the sources were downloaded to")
@@ -18,7 +20,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=2048, help="longer conversations are left out and counted")
     parser.add_argument("--num_proc", type=int, default=1)
     parser.add_argument("--names", nargs="+", default=list(FINETUNE_SOURCES))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     reports = process_chats(
         arguments.names,
         arguments.datasets_dir,
@@ -32,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -6,11 +6,13 @@ python ./examples/utils/preprocess_pt_datasets.py --datasets_dir ./datasets --sa
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from small_doge.processor.steps import PRETRAIN_RATIOS, tokenize_sources
+from small_doge.trainer.recipe import run_stage
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Read the flags, make the rows, print what became of the input."""
     parser = argparse.ArgumentParser(description="Make packed rows of tokens of each downloaded pretraining source.")
     parser.add_argument("--datasets_dir", default="./datasets", help="where the sources were downloaded to")
@@ -21,7 +23,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=2048, help="tokens a row")
     parser.add_argument("--num_proc", type=int, default=1)
     parser.add_argument("--ratios", type=json.loads, default=PRETRAIN_RATIOS, help='JSON: {"NAME": RATIO, ...}')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     reports = tokenize_sources(
         arguments.ratios,
         arguments.datasets_dir,
@@ -37,4 +39,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -6,12 +6,14 @@ python ./examples/utils/train_tokenizer_from_old.py --tokenizer_name_or_path OLD
 
 import argparse
 import json
+from collections.abc import Sequence
 
 from small_doge.processor.steps import PRETRAIN_RATIOS, source_folder
 from small_doge.processor.tokenizer_tools import train_tokenizer_on
+from small_doge.trainer.recipe import run_stage
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Read the flags, train, save."""
     parser = argparse.ArgumentParser(description="Train a tokenizer from an existing one.")
     parser.add_argument("--tokenizer_name_or_path", help="the old tokenizer; without it the seeds' pattern is used")
@@ -20,7 +22,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=32_768)
     parser.add_argument("--total_bytes", type=int, help="bytes of text to learn from; default all the ratios allow")
     parser.add_argument("--ratios", type=json.loads, default=PRETRAIN_RATIOS, help='JSON: {"NAME": RATIO, ...}')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     tokenizer = train_tokenizer_on(
         [{str(source_folder(arguments.datasets_dir, name)): ratio} for name, ratio in arguments.ratios.items()],
         arguments.vocab_size,
@@ -33,4 +35,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

@@ -260,6 +260,7 @@ def test_radio_is_an_alias():
     [
         ({"packing": True}, "apply_chat_template=True"),
         ({"ratio_by": "tokens"}, "apply_chat_template=True"),
+        ({"apply_chat_template": True, "packing": True, "keep_columns": ["id"]}, "cannot keep columns"),
         ({"kind": "chat"}, "'conversation', 'preference'"),
         ({"apply_chat_template": True}, "processing_class is missing"),
         ({"kind": "preference"}, "no usable training row"),

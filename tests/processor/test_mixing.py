@@ -121,6 +121,10 @@ def test_ratios_are_normalized_and_the_argument_left_as_it_is():
     ("given", "mend"),
     [
         ([], "give at least one"),
+        ({"a": 1.0}, "write one entry a source"),
+        (["a"], "write one entry a source"),
+        ("a", "write one entry a source"),
+        (3, "write one entry a source"),
         ([{"a": 0}], "give a positive number"),
         ([{"a": -1}], "give a positive number"),
         ([{"a": "0.5"}], "give a positive number"),

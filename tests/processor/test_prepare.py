@@ -158,6 +158,15 @@ def test_a_recipe_with_a_mistake_names_the_mend(recipe, changes, mend):
         prepare(recipe(**changes))
 
 
+def test_files_that_are_no_data_set_are_not_deleted(recipe, tmp_path):
+    prepare(recipe())
+    notes = tmp_path / "out" / "train" / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt is no part of a data set"):
+        prepare(recipe())
+    assert notes.read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("text", "mend"), [("a: [", "not valid YAML"), ("- 1", "holds no settings"), (None, "no recipe")]
 )

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -183,10 +185,33 @@ def test_the_fine_tuning_scripts_run_with_the_flags_of_the_guide(write_jsonl, to
 
 
 def test_is_parallel_false_means_false():
-    import runpy
+    yes_or_no = runpy.run_path(str(SEEDS))["yes_or_no"]
+    assert yes_or_no("False") is False
+    assert yes_or_no("True") is True
+    with pytest.raises(argparse.ArgumentTypeError, match="neither True nor False"):
+        yes_or_no("maybe")
 
-    parse = runpy.run_path(str(SEEDS))["parser"]("x", ["a"]).parse_args
-    assert parse(["--is_parallel", "False"]).is_parallel is False
-    assert parse(["--is_parallel", "True"]).is_parallel is True
-    with pytest.raises(SystemExit):
-        parse(["--is_parallel", "maybe"])
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "mend"),
+    [
+        ("download_pt_datasets.py", ["--names", "./nowhere.jsonl"], "correct the path"),
+        ("preprocess_pt_datasets.py", ["--datasets_dir", "nowhere"], "download it"),
+        ("preprocess_ft_datasets.py", ["--datasets_dir", "nowhere"], "download it"),
+        ("concatenate_pt_datasets.py", ["--datasets_dir", "nowhere"], "run the preprocessing first"),
+        ("concatenate_ft_datasets.py", ["--datasets_dir", "nowhere"], "run preprocess_ft_datasets.py first"),
+        ("train_tokenizer_from_old.py", ["--datasets_dir", "nowhere"], "download it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_script_answers_a_mistake_with_one_line(name, arguments, mend, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tokenizer.save_pretrained("tokenizer")
+    if name.startswith("preprocess"):
+        arguments = [*arguments, "--tokenizer_name_or_path", "./tokenizer"]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    line = str(stopped.value)
+    assert line.startswith("error: ") and mend in line and "\n" not in line

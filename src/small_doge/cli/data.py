@@ -31,7 +31,7 @@ def data_list() -> None:
 @app.command("show")
 def data_show(
     name: Annotated[str, typer.Argument(help="A name from `data list`, a file, folder or pattern, or a hub id.")],
-    rows: Annotated[int, typer.Option(help="Rows to read and show; 0 only says what is known.")] = 2,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to read and show; 0 only says what is known.")] = 2,
 ) -> None:
     """Show what is known of a source (hub id, fields, license, citation) and its first rows."""
     from small_doge.processor.prepare import show_source
@@ -60,7 +60,12 @@ def data_prepare(
         key, equals, value = item.partition("=")
         if not equals:
             raise ValueError(f"--set {item} has no value: write --set KEY=VALUE.")
-        overrides[key] = yaml.safe_load(value)
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(
+                f"--set {item} is not valid YAML: quote the value, such as 'quality={{min_characters: 9}}'."
+            ) from None
     report = prepare(recipe, overrides)
     output = {**read_recipe(recipe), **overrides}["output"]
     console.print(report.summary(), markup=False, highlight=False)
@@ -71,7 +76,7 @@ def data_prepare(
 def data_inspect(
     folder: Annotated[Path, typer.Argument(help="Folder of a prepared data set.")],
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer to show rows of tokens as text with.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows to show of each part.")] = 1,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to show of each part.")] = 1,
 ) -> None:
     """Show the parts, columns, report and first rows of a prepared data set; answers stand between ⟦ and ⟧."""
     from small_doge.processor.prepare import inspect_folder

@@ -24,7 +24,7 @@ from small_doge.processor.pretrain_mix import PretrainMix
 from small_doge.processor.quality.duplicates import ExactDuplicates
 from small_doge.processor.readers import Row, list_files, read_file_rows
 from small_doge.processor.report import Report
-from small_doge.processor.row_store import publish
+from small_doge.processor.row_store import check_output, publish
 from small_doge.processor.sources import is_file_source, local_copy, open_source
 from small_doge.processor.sources.catalog import catalog
 
@@ -119,6 +119,7 @@ def prepare_distributed(
     if settings["stage"] != "pt":
         raise ValueError("Only pretraining recipes (stage: pt) run on many machines: use `prepare` for this one.")
     settings["output"] = os.path.abspath(settings["output"])
+    check_output(Path(settings["output"]))
     plan, _ = _plan(settings)
     if plan.quality.near_duplicates:
         raise ValueError(

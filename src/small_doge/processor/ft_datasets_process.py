@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from small_doge.processor.arguments import check_arguments
 from small_doge.processor.chat_encoding import ChatEncoder
 from small_doge.processor.finetune_mix import KINDS, FinetuneMix
 from small_doge.processor.mixing import parse_ratios
-from small_doge.processor.pt_datasets_process import DEFAULT_CACHE, check_arguments, plan_name
+from small_doge.processor.pt_datasets_process import DEFAULT_CACHE, plan_name
 from small_doge.processor.quality import QualityOptions, quality_options
 from small_doge.processor.report import REPORT_FILE, Report
 from small_doge.processor.row_store import read_shards, with_report
@@ -78,13 +79,15 @@ def mix_datasets_by_ratio(
     Raises:
         ValueError: a source, a ratio or an argument cannot be used, with the mend.
     """
-    names, ratios = parse_ratios(datasets_and_ratios)
     ratio_by = ratio_by or ("tokens" if apply_chat_template else "rows")
-    check_arguments(max_length, ratio_by, test_share, dataset_num_proc)
+    names, ratios = parse_ratios(datasets_and_ratios)
+    check_arguments(locals())
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: give 'conversation', 'preference' or None.")
     if not apply_chat_template and (packing or ratio_by == "tokens"):
         raise ValueError("packing and ratio_by='tokens' need tokens: set apply_chat_template=True.")
+    if packing and keep_columns:
+        raise ValueError("A packed row is of several conversations, so it cannot keep columns: set packing=False.")
     tokenizer = load_tokenizer(processing_class) if apply_chat_template else None
     plan = FinetuneMix(
         names=names,

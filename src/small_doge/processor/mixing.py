@@ -42,8 +42,13 @@ def parse_ratios(datasets_and_ratios: Sequence[Mapping[str, float]]) -> tuple[li
     """Names and ratios that add up to 1, from `[{"name": ratio}, ...]`; the argument is left as it is.
 
     Raises:
-        ValueError: the list is empty, a name comes twice, or a ratio is not a positive number.
+        ValueError: the list is empty or none of mappings, a name comes twice, or a ratio is not a positive number.
     """
+    is_list = isinstance(datasets_and_ratios, Sequence) and not isinstance(datasets_and_ratios, str)
+    if not is_list or not all(isinstance(entry, Mapping) for entry in datasets_and_ratios):
+        raise ValueError(
+            "datasets_and_ratios is no list of NAME: RATIO: write one entry a source, such as - NAME: 0.7."
+        )
     pairs = [pair for entry in datasets_and_ratios for pair in entry.items()]
     if not pairs:
         raise ValueError("datasets_and_ratios is empty: give at least one entry such as {'builtin:python-docs': 1.0}.")

@@ -16,7 +16,7 @@ import yaml
 
 from small_doge.processor import ft_datasets_process, pt_datasets_process
 from small_doge.processor.report import REPORT_FILE, Report
-from small_doge.processor.row_store import publish
+from small_doge.processor.row_store import check_output, publish
 from small_doge.processor.sources import BUILTIN_PREFIX, local_copy, open_source, source_names
 from small_doge.processor.sources.catalog import catalog
 from small_doge.processor.tokenizer import load_tokenizer
@@ -40,10 +40,12 @@ def prepare(recipe: str | Path | Mapping[str, Any], overrides: Mapping[str, Any]
     that was killed goes on where it was, to the same bytes; a finished one is made anew.
 
     Raises:
-        ValueError: the recipe cannot be read or a key is unknown, with the nearest name, or a variable is not set.
+        ValueError: the recipe cannot be read or a key is unknown, with the nearest name, or a variable is not set, or
+            `output` holds other files where the data set would be.
     """
     settings = checked_settings(recipe, overrides)
     stage, output, tokenizer = settings.pop("stage"), settings.pop("output"), settings.pop("tokenizer", None)
+    check_output(Path(output))
     partial = Path(output) / ".partial"
     mixed = STAGES[stage](processing_class=tokenizer, cache_dir=partial, **settings)
     report: Report = mixed.report
@@ -152,6 +154,7 @@ def inspect_folder(
     Raises:
         ValueError: there is no prepared data set.
     """
+    import pyarrow.compute as pc
     from datasets import load_from_disk
 
     path = Path(folder)
@@ -164,8 +167,7 @@ def inspect_folder(
         shown = [_readable(part[i], loaded) for i in range(min(rows, len(part)))]
         parts[str(name)] = {"rows": len(part), "columns": part.column_names, "first_rows": shown}
         if "input_ids" in part.column_names and len(part):
-            lengths = part.data.column("input_ids").combine_chunks().value_lengths()
-            parts[str(name)]["tokens"] = int(sum(lengths.to_pylist()))
+            parts[str(name)]["tokens"] = pc.sum(pc.list_value_length(part.data.column("input_ids"))).as_py()
     report = Report.load(path).as_dict() if (path / REPORT_FILE).exists() else None
     return {"folder": str(path), "parts": parts, "report": report}
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from small_doge.processor.arguments import check_arguments
 from small_doge.processor.encoding import Encoder
 from small_doge.processor.fingerprint import fingerprint
 from small_doge.processor.mixing import parse_ratios
@@ -101,8 +102,8 @@ def pretrain_plan(arguments: Mapping[str, Any]) -> tuple[PretrainMix, str]:
         ValueError: a ratio or an argument cannot be used, with the mend.
     """
     names, ratios = parse_ratios(arguments["datasets_and_ratios"])
-    size, workers = arguments["total_sample_size"], arguments["dataset_num_proc"]
-    check_arguments(arguments["max_length"], arguments["ratio_by"], arguments["test_share"], workers)
+    check_arguments(arguments)
+    size = arguments["total_sample_size"]
     tokenizer = load_tokenizer(arguments["processing_class"])
     plan = PretrainMix(
         names=names,
@@ -120,26 +121,10 @@ def pretrain_plan(arguments: Mapping[str, Any]) -> tuple[PretrainMix, str]:
         shuffle=arguments["shuffle"],
         seed=arguments["seed"],
         quality=quality_options(arguments["quality"]),
-        workers=workers,
+        workers=arguments["dataset_num_proc"],
         source_options=dict(arguments["source_options"] or {}),
     )
     return plan, f"pt-{plan_name(plan, tokenizer)}"
-
-
-def check_arguments(max_length: int, ratio_by: str, test_share: float, workers: int) -> None:
-    """Refuse arguments that cannot be meant.
-
-    Raises:
-        ValueError: with the mend.
-    """
-    if max_length < 2:
-        raise ValueError(f"max_length is {max_length}: give at least 2.")
-    if ratio_by not in ("tokens", "rows"):
-        raise ValueError(f"ratio_by is {ratio_by!r}: give 'tokens' or 'rows'.")
-    if not 0 <= test_share < 1:
-        raise ValueError(f"test_share is {test_share}: give a share from 0 to below 1.")
-    if workers < 1:
-        raise ValueError(f"dataset_num_proc is {workers}: give at least 1.")
 
 
 def plan_name(plan: PretrainMix | FinetuneMix, tokenizer: PreTrainedTokenizerBase | None) -> str:

@@ -77,7 +77,7 @@ class Report:
     def reasons(self, source: str) -> str:
         """What was left out of a source, in words."""
         dropped = self.dropped.get(source, Counter())
-        return ", ".join(f"{count:,} rows: {reason}" for reason, count in dropped.most_common()) or "it is empty"
+        return ", ".join(f"{reason} ({count:,})" for reason, count in dropped.most_common()) or "it is empty"
 
     def check(self) -> None:
         """Assert that nothing is lost: what was read was kept or dropped."""

@@ -68,6 +68,18 @@ def read_shards(folder: Path, empty: dict[str, Any] | None = None) -> Dataset:
     return concatenate_datasets(shards)
 
 
+def check_output(output: Path, parts: Iterable[str] = ("train", "test")) -> None:
+    """Refuse a folder whose parts hold files that are not ours: `publish` would delete them.
+
+    Raises:
+        ValueError: with the first such file.
+    """
+    for part in parts:
+        for path in sorted((output / part).rglob("*")):
+            if path.suffix not in (".arrow", ".partial") and path.name not in ("dataset_info.json", "state.json"):
+                raise ValueError(f"{path} is no part of a data set, and would be deleted: name another output folder.")
+
+
 def publish(parts: dict[Any, Dataset], report: Report, cache: Path, output: Path) -> None:
     """Make the folder that `load_from_disk` reads of shards in `cache`, without copying where a hard link can be made.
 

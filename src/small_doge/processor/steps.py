@@ -91,7 +91,7 @@ def tokenize_sources(
     for name, share in zip(names, shares, strict=True):
         mixed = pt_datasets_process.mix_datasets_by_ratio(
             [{str(source_folder(datasets_dir, name)): 1.0}],
-            round(train_examples * share),
+            max(1, round(train_examples * share)),
             processing_class=processing_class,
             max_length=max_length,
             dataset_num_proc=num_proc,

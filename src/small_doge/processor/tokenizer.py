@@ -131,11 +131,18 @@ def load_tokenizer(processing_class: PreTrainedTokenizerBase | str | Path | None
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if processing_class is None:
-        raise ValueError("processing_class is missing: give a tokenizer, or the folder or name of one.")
+        raise ValueError(
+            "processing_class is missing (in a recipe: tokenizer): give a tokenizer, or the folder or name of one."
+        )
     if not isinstance(processing_class, (str, Path)):
         return processing_class
-    if str(processing_class).endswith(".json") and Path(processing_class).is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(processing_class))
+    path = Path(processing_class)
+    if path.suffix == ".json" and path.is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    if str(processing_class).startswith((".", "/", "~")) and not path.exists():
+        raise ValueError(
+            f"There is no tokenizer {processing_class}: correct the path, or run `small-doge tokenizer train` first."
+        )
     try:
         return AutoTokenizer.from_pretrained(str(processing_class))
     except (OSError, ValueError) as error:

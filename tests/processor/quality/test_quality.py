@@ -9,7 +9,7 @@ import pytest
 
 from small_doge.processor.documents import Document
 from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
-from small_doge.processor.quality import QualityOptions, apply_blocks
+from small_doge.processor.quality import QualityOptions, apply_blocks, quality_options
 from small_doge.processor.quality.decontamination import Decontamination, evaluation_grams
 from small_doge.processor.quality.duplicates import ExactDuplicates, NearDuplicates
 from small_doge.processor.quality.filters import language_filter, language_of, length_filter, repetition_filter
@@ -214,3 +214,20 @@ def test_a_pretraining_mix_leaves_out_duplicates_and_says_so(text_file, tokenize
     assert mixed.report.figures["train"]["sequences"] == 40
     with pytest.raises(ValueError, match="no option 'dedup'"):
         mix_datasets_by_ratio([{path: 1.0}], quality={"dedup": True}, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "mend"),
+    [
+        ({"length": 3}, "no option 'length': use min_characters"),
+        (True, "give its options"),
+        ({"languages": "en"}, r"give a list, such as \[en\]"),
+        ({"decontaminate": [3]}, "give a list"),
+        ({"exact_duplicates": "yes"}, "give true or false"),
+        ({"max_characters": "many"}, "a whole number of at least 0"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_be_meant_are_refused(given, mend):
+    with pytest.raises(ValueError, match=mend):
+        quality_options(given)

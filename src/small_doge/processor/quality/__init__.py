@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from small_doge.processor.arguments import check_switch, check_whole_number
 from small_doge.processor.documents import Document
 from small_doge.processor.quality.decontamination import Decontamination, evaluation_grams
 from small_doge.processor.quality.duplicates import ExactDuplicates, NearDuplicates
@@ -36,7 +37,7 @@ class QualityOptions:
     languages: tuple[str, ...] = ()
     exact_duplicates: bool = False
     near_duplicates: bool = False
-    decontaminate: tuple[str, ...] = field(default=())
+    decontaminate: tuple[str, ...] = ()
 
     def blocks(self) -> list[Block]:
         """New blocks, cheapest first; those against duplicates remember what they have seen."""
@@ -70,17 +71,26 @@ def quality_options(quality: QualityOptions | Mapping[str, Any] | None) -> Quali
     """Options from a dict, such as a recipe's.
 
     Raises:
-        ValueError: a key is unknown.
+        ValueError: a key is unknown, or its value cannot be meant.
     """
     if isinstance(quality, QualityOptions):
         return quality
+    if not isinstance(quality, (Mapping, type(None))):
+        raise ValueError(f"quality is {quality!r}: give its options, such as exact_duplicates: true.")
     given = dict(quality or {})
-    known = [item.name for item in fields(QualityOptions)]
-    for key in given:
+    known = {item.name: item.default for item in fields(QualityOptions)}
+    for key, value in given.items():
         if key not in known:
             raise ValueError(f"quality has no option {key!r}: use {', '.join(known)}.")
-    options: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in given.items()}
-    return QualityOptions(**options)
+        if isinstance(known[key], tuple):
+            if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"quality's {key} is {value!r}: give a list, such as [{value}].")
+            given[key] = tuple(value)
+        elif isinstance(known[key], bool):
+            check_switch(f"quality's {key}", value)
+        elif value is not None:
+            check_whole_number(f"quality's {key}", value, 0)
+    return QualityOptions(**given)
 
 
 def apply_blocks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class SourceSpec:
     citation: str
     config: str | None = None
     text_field: str | None = None
-    fetch: str | None = field(default=None)
+    fetch: str | None = None
 
 
 @cache
