@@ -3,7 +3,9 @@
 python benchmarks/cpu_quality.py CHECKPOINT TEXT [--kilobytes 100] [--length 512] [--out results.json]
 
 TEXT is anything that `small-doge data show` reads. The text is cut into windows of --length tokens; every token but a
-window's first is predicted. The last line printed is the rows as JSON.
+window's first is predicted. Where a model does not fit a text, the errors of its weights may lower the loss as well as
+raise it, so the divergence is measured too: KL(fp32, the other) over the same tokens, in percent of fp32's bits. The
+last line printed is the rows as JSON.
 """
 
 import argparse
@@ -19,17 +21,11 @@ from small_doge.evaluation.summary import read_up_to
 from small_doge.inference.native import DTYPES, NativeModel
 
 
-def nats(core: NativeModel, windows: list[list[int]]) -> float:
-    """Minus the log-likelihood of every token but each window's first."""
-    session = core.new_session()
-    total = 0.0
-    for ids in windows:
-        session.reset()
-        logits = np.asarray(session.prefill([ids], all_positions=True)[0][:-1], np.float64)
-        largest = logits.max(-1)
-        log_sum = largest + np.log(np.exp(logits - largest[:, None]).sum(-1))
-        total += float((log_sum - logits[np.arange(len(ids) - 1), ids[1:]]).sum())
-    return total
+def log_probs(core: NativeModel, ids: list[int]) -> np.ndarray:
+    """Natural log-probabilities [T - 1, V] of what follows each token of a window but the last."""
+    logits = np.asarray(core.new_session().prefill([ids], all_positions=True)[0][:-1], np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def main() -> None:
@@ -51,12 +47,21 @@ def main() -> None:
                 windows.append(window)
                 text_bytes += len(tokenizer.decode(window[1:]).encode())
     table = Table("cpu_quality")
-    exact = 0.0
-    for dtype in DTYPES:
-        bits = nats(NativeModel.load(args.checkpoint, dtype), windows) / math.log(2) / text_bytes
-        exact = exact or bits
-        table.add(dtype, args.checkpoint.name, "bits per byte", [bits], digits=5)
-        table.add(dtype, args.checkpoint.name, "percent above fp32", [100 * (bits / exact - 1)], digits=4)
+    cores = {dtype: NativeModel.load(args.checkpoint, dtype) for dtype in DTYPES}
+    nats, divergence = dict.fromkeys(cores, 0.0), dict.fromkeys(cores, 0.0)
+    for ids in windows:
+        exact = log_probs(cores["fp32"], ids)
+        for dtype, core in cores.items():
+            got = log_probs(core, ids)
+            nats[dtype] -= got[np.arange(len(ids) - 1), ids[1:]].sum()
+            divergence[dtype] += (np.exp(exact) * (exact - got)).sum()
+    per_byte = math.log(2) * text_bytes
+    for dtype in cores:
+        table.add(dtype, args.checkpoint.name, "bits per byte", [nats[dtype] / per_byte], digits=5)
+        above = 100 * (nats[dtype] / nats["fp32"] - 1)
+        table.add(dtype, args.checkpoint.name, "percent above fp32", [above], digits=4)
+        apart = 100 * divergence[dtype] / nats["fp32"]
+        table.add(dtype, args.checkpoint.name, "divergence in percent of fp32", [apart], digits=4)
     if args.out:
         args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
     print(json.dumps(table.rows))
