@@ -61,6 +61,9 @@ def test_a_run_killed_after_its_last_checkpoint_trains_no_further(recipe, stage)
     assert stage.run(argv) == 0
     assert finished.read_bytes() == before
     assert recipe.log("run") == losses
+    said = stage.errors.read_text()
+    assert "going on from" in said
+    assert "missing" not in said, "a tied head is saved as the embedding, and nothing is amiss"
 
 
 @pytest.mark.slow

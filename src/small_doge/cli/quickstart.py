@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def quickstart(
     from small_doge.quickstart.report import make_report
     from small_doge.quickstart.road import STAGE_NAMES, Road
 
+    quiet_libraries()
     road = Road(out, data)
     state = road.run()
     answers = road.sample_answers()
@@ -36,3 +38,13 @@ def quickstart(
     for sample in answers:
         console.print(f"\n[bold]{sample['question']}[/bold]")
         console.print(sample["answer"], markup=False, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own progress: no bar for each file, nothing on what TRL calls by its old name."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ ARITHMETIC = "builtin:arithmetic"
 IDENTITY_COPIES = 20
 PROBLEM = ("question", "answer")
 TOKENS_A_PROBLEM = 30
+ROW_CHARACTERS = 1500  # of a conversation, about as far as the recipes' max_length reaches
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ def first(rows: Dataset, count: int) -> Dataset:
     return rows.select(range(min(count, len(rows))))
 
 
+def within(rows: Dataset, kilobytes: int) -> Dataset:
+    """The first conversations that hold so much text together, so that long ones take no more time than short ones."""
+    sizes = (min(ROW_CHARACTERS, sum(len(m["content"]) for m in messages)) for messages in rows["messages"])
+    return first(rows, sum(total <= 1000 * kilobytes for total in itertools.accumulate(sizes)))
+
+
 def arithmetic(n: int, seed: int, **options: Any) -> list[dict[str, Any]]:
     """Different problems of `builtin:arithmetic`."""
     return list(BUILTIN_SOURCES[ARITHMETIC](n=n, seed=seed, **options))
@@ -182,6 +190,7 @@ def make_data(sources: Sources, settings: Settings, tokenizer: Path, folder: Pat
         ),
         "grpo": asked_problems(settings),
     }
+    sets["sft"]["train"] = within(sets["sft"]["train"], settings.conversation_kilobytes)
     sets["dpo"]["train"] = first(sets["dpo"]["train"], settings.preferences)
     for name, data in sets.items():
         save(data, folder / name)
@@ -219,7 +228,7 @@ def worked_problems(
     pairs = arithmetic(round(settings.comparisons * SPARE), settings.seed, **settings.pairs)
     worked = write_rows(folder / "worked.jsonl", [*sums, *pairs])
     examples = settings.problems + settings.comparisons
-    own = scaled(reasoning, examples / 2) if reasoning else []
+    own = scaled(reasoning, examples / 8) if reasoning else []  # long ones: these take as much time as the others
     return [{str(worked): examples}, *scaled(conversations, settings.reminders), *own]
 
 

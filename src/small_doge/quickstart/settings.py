@@ -19,6 +19,7 @@ class Settings:
         practice_share: Share of its tokens that are worked sums, from which the model learns to copy numbers.
         held_out_kilobytes: Held-out text that bits per byte are measured on.
         conversations: Conversations of supervised fine-tuning.
+        conversation_kilobytes: The most text that these may hold together; the built-in ones hold less.
         preferences: Preference pairs.
         problems: Sums of one or two steps, worked, for distillation.
         comparisons: Comparisons of two numbers for it, with which the model solves two thirds of those held out.
@@ -40,6 +41,7 @@ class Settings:
     practice_share: float = 0.05
     held_out_kilobytes: int = 320
     conversations: int = 2400
+    conversation_kilobytes: int = 500
     preferences: int = 1000
     problems: int = 1600
     comparisons: int = 1300

@@ -96,6 +96,11 @@ class StageTrainer(AtomicCheckpoints):
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[misc]
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied head is no missing weight: it is saved as the embedding.
+        missing = [key for key in load_result.missing_keys if key not in self.model.all_tied_weights_keys]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))  # type: ignore[misc]
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if self.watch is not None:
