@@ -3,8 +3,8 @@
 python benchmarks/cpu_drafts.py CHECKPOINT CONVERSATIONS.jsonl [--prompts 40] [--tokens 128] [--out results.json]
 
 Each line of CONVERSATIONS is `{"messages": [...]}`; the model answers the first message. Guesses change no token, so
-all variants write the same answers. "tokens a step" counts how far one run through the layers gets. The last line
-printed is the rows as JSON.
+all variants write the same answers. "tokens a step" counts how far one run through the layers gets. On a machine that
+others use too, --cpu-time counts CPU seconds. The last line printed is the rows as JSON.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from transformers import AutoTokenizer
 from small_doge.inference.native import DTYPES, NativeModel
 from small_doge.inference.sampling import SamplingParams
 
+timer = time.perf_counter
+
 
 def answer(
     core: NativeModel, prompts: list[list[int]], how: SamplingParams, end: int
@@ -29,9 +31,9 @@ def answer(
     for prompt in prompts:
         session.reset()
         session.prefill([prompt])
-        start = time.perf_counter()
+        start = timer()
         made = session.decode(how.max_new_tokens, [how], [[end]])
-        seconds += time.perf_counter() - start
+        seconds += timer() - start
         drawn += made.tokens[0, : made.lengths[0]].tolist()
     return seconds, session.steps, drawn
 
@@ -47,8 +49,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds; with one thread")
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
+    if args.cpu_time and args.threads != 1:
+        parser.error("--cpu-time sums over threads: give --threads 1")
+    global timer
+    timer = time.process_time if args.cpu_time else time.perf_counter
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     lines = args.conversations.read_text(encoding="utf-8").splitlines()[: args.prompts]
     prompts = [
