@@ -27,27 +27,23 @@ from transformers import DogeConfig, DogeForCausalLM
 
 from small_doge.inference import native
 from small_doge.inference.native import NativeModel
+from small_doge.models.doge.configuration_doge import SIZES as FAMILY
 
-SIZES = {
-    "20M": (8, 256, 512, 2, 1),
-    "60M": (16, 512, 1024, 4, 2),
-    "160M": (24, 768, 1536, 6, 3),
-    "320M": (32, 1024, 2048, 8, 4),
-}  # layers, width, MLP, heads, key/value heads
+SIZES = {name: size for name, size in FAMILY.items() if not size.experts}
 PROMPT, PREFILL = 32, 512
 timer = time.perf_counter
 
 
 def random_checkpoint(size: str, folder: Path) -> DogeForCausalLM:
-    layers, hidden, intermediate, heads, kv_heads = SIZES[size]
+    row = SIZES[size]
     torch.manual_seed(0)
     config = DogeConfig(
         vocab_size=32768,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        hidden_size=row.width,
+        intermediate_size=row.intermediate,
+        num_hidden_layers=row.layers,
+        num_attention_heads=row.heads,
+        num_key_value_heads=row.key_value_heads,
         tie_word_embeddings=True,
         attn_implementation="eager",
     )

@@ -6,12 +6,9 @@ import torch
 from torch.nn.functional import silu, softplus
 from transformers import DogeConfig, DogeForCausalLM
 
-SIZES = {
-    "20M": (8, 256, 512, 2, 1),
-    "60M": (16, 512, 1024, 4, 2),
-    "160M": (24, 768, 1536, 6, 3),
-    "320M": (32, 1024, 2048, 8, 4),
-}  # layers, width, MLP, heads, key/value heads
+from small_doge.models.doge.configuration_doge import SIZES as FAMILY
+
+SIZES = {name: size for name, size in FAMILY.items() if not size.experts}
 
 
 def random_model(seed: int = 0, **changes: object) -> DogeForCausalLM:
@@ -40,14 +37,14 @@ def random_model(seed: int = 0, **changes: object) -> DogeForCausalLM:
 
 
 def size_model(size: str) -> DogeForCausalLM:
-    layers, hidden, intermediate, heads, kv_heads = SIZES[size]
+    row = SIZES[size]
     return random_model(
         vocab_size=32768,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        hidden_size=row.width,
+        intermediate_size=row.intermediate,
+        num_hidden_layers=row.layers,
+        num_attention_heads=row.heads,
+        num_key_value_heads=row.key_value_heads,
     )
 
 
