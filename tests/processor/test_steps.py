@@ -30,6 +30,11 @@ def test_download_saves_the_rows_and_does_not_fetch_twice(text_file, tmp_path):
     ]
 
 
+def test_two_sources_of_one_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="under one name: download them to different folders"):
+        download(["a/rows.jsonl", "b/rows.jsonl"], tmp_path)
+
+
 def test_a_downloaded_folder_is_read_back_row_for_row_and_what_was_unreadable_is_named(text_file, tmp_path, caplog):
     path = text_file("a.jsonl", 25)
     with open(path, "a", encoding="utf-8") as file:

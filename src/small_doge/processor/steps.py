@@ -39,9 +39,17 @@ def download(
     """Save the rows of sources as `save_dir/NAME/part-00000.jsonl.zst`, ...; finished ones are not fetched again.
 
     Returns the number of rows of each source. `workers` sources are fetched at once.
+
+    Raises:
+        ValueError: two names would share a folder, or a source cannot be read.
     """
+    folders = [Path(save_dir) / Path(name).name for name in names]
+    if len(set(folders)) < len(folders):
+        raise ValueError(
+            f"Two of {', '.join(names)} would be saved under one name: download them to different folders."
+        )
     with ThreadPoolExecutor(workers) as pool:
-        counts = list(pool.map(lambda name: _download_one(name, Path(save_dir) / Path(name).name, max_rows), names))
+        counts = list(pool.map(_download_one, names, folders, itertools.repeat(max_rows)))
     return dict(zip(names, counts, strict=True))
 
 
