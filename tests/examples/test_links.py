@@ -67,5 +67,7 @@ def test_the_promised_documents_are_there_and_linked_to():
         "recipes/doge/README_zh.md",
         "evaluation/README.md",
         "README_zh.md",
+        "examples/notebook.ipynb",
+        "examples/notebook_zh.ipynb",
     }
     assert promised <= {str(page.relative_to(ROOT)) for page in PAGES}
