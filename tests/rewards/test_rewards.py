@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from small_doge.rewards import REWARDS, accuracy, get_reward, text_of, true_steps, well_formed
+from small_doge.rewards import REWARDS, Group, accuracy, get_reward, mathematics, text_of, true_steps, well_formed
 from small_doge.rewards.thinking import split_thinking
 
 GOOD = "<think>\n7 + 5 = 12.\n</think>\n\n12"
@@ -85,7 +85,69 @@ def test_texts_come_as_trl_passes_them() -> None:
     assert text_of("a") == text_of([{"role": "assistant", "content": "a"}]) == "a"
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "reward"),
+    [
+        ("so it is $\\frac{1}{2}$", "0.5", 1.0),
+        ("\\boxed{x + 1}", "1 + x", 1.0),
+        ("<think>$3$</think> $4$", "3", 0.0),
+        ("<think>so it is $3$", "3", 0.0),
+        ("$2$", "First. Then \\boxed{2}.", 1.0),
+        ("$2$", "", None),
+    ],
+    ids=["a fraction", "another order", "right only in thought", "never answered", "a boxed solution", "no answer"],
+)
+def test_mathematics_compares_expressions(text: str, answer: str, reward: float | None) -> None:
+    assert mathematics(text, answer) == reward
+
+
+def group(*lengths: int, texts: tuple[str, ...] = ("4", "4", "5", "5")) -> Group:
+    return Group("4", texts[: len(lengths)], [range(tokens) for tokens in lengths])
+
+
+def test_short_right_answers_earn_most_and_wrong_ones_nothing() -> None:
+    assert get_reward("length")(group(10, 30, 10, 20)) == [0.5, -0.5, 0.0, 0.0]
+    assert get_reward("length")(group(10, 20, 30, 25)) == [0.5, 0.0, -0.5, -0.25]
+    assert get_reward("length")(group(10, 10)) == [0.0, 0.0], "of one length there is nothing to tell apart"
+
+
+def test_the_cosine_stays_at_its_end_beyond_the_longest() -> None:
+    right = get_reward("cosine", max_tokens=100)
+    assert right(group(0, 100)) == pytest.approx([1.0, 0.5])
+    assert right(group(50, 250)) == pytest.approx([0.75, 0.5])
+    wrong = right(group(0, 50, 0, 300, texts=("4", "4", "5", "5")))[2:]
+    assert wrong == pytest.approx([-1.0, -0.5]), "a short wrong answer loses most"
+
+
+def test_an_answer_that_cannot_be_judged_is_left_out_of_the_length_rewards() -> None:
+    unknown = Group("four", ["4"], [range(3)])
+    assert get_reward("length")(unknown) == get_reward("cosine")(unknown) == [None]
+
+
+@pytest.mark.parametrize(
+    ("ids", "reward"),
+    [([1, 2, 3, 4], 0.0), ([1, 2], 0.0), ([7] * 12, -0.9), ([1, 2, 3, 1, 2, 3, 1, 2], -0.5)],
+    ids=["all different", "too short", "one token again and again", "a phrase again"],
+)
+def test_repetition_is_counted_in_tokens(ids: list[int], reward: float) -> None:
+    assert get_reward("repetition")(Group("4", ["4"], [ids])) == pytest.approx([reward])
+
+
+def test_reasoning_gym_scores_its_own_tasks() -> None:
+    gym = pytest.importorskip("reasoning_gym")
+    entry = gym.create_dataset("countdown", seed=0, size=1)[0]
+    texts = [f"<think>so</think>{entry['answer']}", "<think>so", "I do not know"]
+    rewards = get_reward("gym")(Group(entry["answer"], texts, metadata=entry["metadata"]))
+    assert rewards[0] == 1.0
+    assert max(rewards[1:]) < 0.1
+    assert get_reward("gym")(Group("4", ["4"])) == [None]
+
+
 def test_rewards_are_found_by_name() -> None:
-    assert all(get_reward(name) is reward for name, reward in REWARDS.items())
-    with pytest.raises(ValueError, match="choose from accuracy, format, steps"):
+    assert get_reward("accuracy")(Group("4", ["4", "5"])) == [1.0, 0.0]
+    with pytest.raises(ValueError, match=f"choose from {', '.join(sorted(REWARDS))}"):
         get_reward("beauty")
+    with pytest.raises(ValueError, match="'cosine' has no option 'max_len': choose from max_tokens"):
+        get_reward("cosine", max_len=10)
+    with pytest.raises(ValueError, match="correct is 'luck': choose one of accuracy, math"):
+        get_reward("length", correct="luck")(group(1, 2))

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from small_doge import DogeForCausalLM
+from small_doge.rewards import Group
 from small_doge.trainer.doge import grpo
 
 PROBLEMS = 8
@@ -112,14 +113,34 @@ def test_the_same_seed_gives_the_same_run(options, monkeypatch, tmp_path):
 
 
 def test_the_reward_rises(options, monkeypatch):
-    def share_of_letters(completion: str, answer: str) -> float:
-        return sum(character.isalpha() for character in completion) / max(1, len(completion))
+    def share_of_letters(group: Group) -> list[float]:
+        return [sum(character.isalpha() for character in text) / max(1, len(text)) for text in group.texts]
 
     monkeypatch.setattr(grpo, "get_reward", lambda name: share_of_letters)
     changes = {"max_steps": 40, "learning_rate": 0.02, "reward_functions": ["letters"], "lr_scheduler_type": "constant"}
     _, lines = run(options | changes, monkeypatch)
     rewards = [line["reward"] for line in lines if "reward" in line]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.2
+
+
+def test_a_reward_sees_the_completions_of_a_prompt_together(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        grpo, "get_reward", lambda name, **options: lambda group: seen.append(group) or [1.0] * len(group.texts)
+    )
+    score = grpo.reward_function("length", {})
+    prompts = [[{"role": "user", "content": text}] for text in "aabb"]
+    completions = [[{"role": "assistant", "content": text}] for text in "wxyz"]
+    metadata = ['{"source_dataset": "t"}'] * 2 + [{"source_dataset": None, "n": 1}] * 2
+    ids = [[1], [1, 2], [3], []]
+    assert (
+        score(prompts, completions, ids, answer=["1", "1", "2", "2"], metadata=metadata, trainer_state=None)
+        == [1.0] * 4
+    )
+    assert [list(group.texts) for group in seen] == [["w", "x"], ["y", "z"]]
+    assert [group.lengths for group in seen] == [[1, 2], [1, 0]]
+    assert [group.answer for group in seen] == ["1", "2"]
+    assert [group.metadata for group in seen] == [{"source_dataset": "t"}, {"n": 1}]
 
 
 def test_an_unknown_engine_is_refused(options):

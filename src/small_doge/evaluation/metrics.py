@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from small_doge.evaluation.ifeval import follows, variants
-from small_doge.rewards.answers import final_number
+from small_doge.rewards.answers import final_number, mathematics
 from small_doge.rewards.thinking import split_thinking
 
 
@@ -24,10 +24,7 @@ def same_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 def same_mathematics(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Whether the answer's last expression equals the reference, as math-verify judges it."""
-    from math_verify import parse, verify
-
-    gold = parse(f"\\boxed{{{doc['answer']}}}")
-    return {"exact_match": float(bool(gold) and verify(gold, parse(answer_part(results[0]))))}
+    return {"exact_match": mathematics(answer_part(results[0]), doc["answer"]) or 0.0}
 
 
 def followed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

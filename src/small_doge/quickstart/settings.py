@@ -44,7 +44,7 @@ class Settings:
     conversation_kilobytes: int = 500
     preferences: int = 1000
     problems: int = 1600
-    comparisons: int = 1300
+    comparisons: int = 1000
     reminders: int = 300
     reinforcement_problems: int = 2000
     practice: dict[str, Any] = field(

@@ -8,6 +8,8 @@ Rows have a `question` (or a conversational `prompt`) and the `answer` that its 
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
@@ -19,7 +21,7 @@ from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
-from small_doge.rewards import get_reward, text_of
+from small_doge.rewards import Group, get_reward, text_of
 from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.rollouts import SlotRollouts
@@ -77,15 +79,44 @@ class WarnWithoutSignal(TrainerCallback):
             )
 
 
-def reward_function(name: str) -> Callable[..., list[float | None]]:
-    """A registered reward in the shape that TRL calls: one number for each completion of the batch."""
-    reward = get_reward(name)
+def reward_function(name: str, options: dict[str, Any]) -> Callable[..., list[float | None]]:
+    """A registered reward in the shape that TRL calls: one number for each completion of the batch.
 
-    def score(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float | None]:
-        return [reward(text_of(completion), gold) for completion, gold in zip(completions, answer, strict=True)]
+    Completions of one prompt stand together, and are judged as one group.
+    """
+    reward = get_reward(name, **options)
+
+    def score(
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        answer: list[str],
+        metadata: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> list[float | None]:
+        rewards: list[float | None] = []
+        for _, rows in itertools.groupby(range(len(prompts)), key=lambda row: (prompts[row], answer[row])):
+            group = list(rows)
+            first = group[0]
+            rewards += reward(
+                Group(
+                    answer[first],
+                    [text_of(completions[row]) for row in group],
+                    [completion_ids[row] for row in group],
+                    metadata_of(metadata[first] if metadata else None),
+                )
+            )
+        return rewards
 
     score.__name__ = name
     return score
+
+
+def metadata_of(value: Any) -> dict[str, Any]:
+    """A row's `metadata` as a dictionary: JSON, or a table's row, in which the fields of other tasks are None."""
+    if isinstance(value, str):
+        value = json.loads(value)
+    return {name: item for name, item in (value or {}).items() if item is not None}
 
 
 def prompts_of(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]:
@@ -138,9 +169,13 @@ def main(argv: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*'rollout_func'")
     trainer = ReinforcementTrainer(
         model=model,
-        reward_funcs=[reward_function(name) for name in args.reward_functions],
+        reward_funcs=[
+            reward_function(name, (args.reward_options or {}).get(name) or {}) for name in args.reward_functions
+        ],
         args=args,
-        train_dataset=train.select_columns(["prompt", "answer"]),
+        train_dataset=train.select_columns(
+            [name for name in ("prompt", "answer", "metadata") if name in train.column_names]
+        ),
         processing_class=tokenizer,
         rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
     )
