@@ -79,7 +79,7 @@ def test_rows_without_lengths_are_one_document_each(dataset):
 
 
 def test_a_data_loader_gets_whole_batches_in_worker_processes_too(dataset):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="the loader is torch's: pip install torch")
     reader = RowReader(dataset.shuffle(seed=1))
     for workers in (0, 2):
         loader = torch.utils.data.DataLoader(

@@ -134,7 +134,7 @@ def test_repetition_is_counted_in_tokens(ids: list[int], reward: float) -> None:
 
 
 def test_reasoning_gym_scores_its_own_tasks() -> None:
-    gym = pytest.importorskip("reasoning_gym")
+    gym = pytest.importorskip("reasoning_gym", reason="needs reasoning-gym: install small-doge[reason]")
     entry = gym.create_dataset("countdown", seed=0, size=1)[0]
     texts = [f"<think>so</think>{entry['answer']}", "<think>so", "I do not know"]
     rewards = get_reward("gym")(Group(entry["answer"], texts, metadata=entry["metadata"]))
