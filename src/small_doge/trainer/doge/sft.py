@@ -24,6 +24,26 @@ from small_doge.trainer.setup import (
 from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
 
 
+def use_encoded_rows(args: SupervisedArguments, columns: Sequence[str]) -> None:
+    """Set TRL's options for rows that are token ids already: they bring their masks, and packed ones their lengths.
+
+    Raises:
+        ValueError: the loss is to be on the assistant's tokens, and no column says which these are.
+    """
+    if "input_ids" not in columns:
+        return
+    if args.assistant_only_loss and not {"assistant_masks", "labels"} & set(columns):
+        raise ValueError(
+            "assistant_only_loss is set and the encoded rows have no assistant_masks: prepare them with "
+            "`apply_chat_template: true`, or set assistant_only_loss: false."
+        )
+    # The mask is taken wherever there is one; the option asks TRL to make it from messages.
+    args.assistant_only_loss = False
+    if "seq_lengths" in columns:
+        # Position ids that restart with each conversation keep them apart. TRL would cut rows at max_length otherwise.
+        args.padding_free, args.max_length = True, None
+
+
 class SupervisedTrainer(StageTrainer, SFTTrainer):
     """TRL's SFTTrainer with our optimizer, schedule and checkpoints."""
 
@@ -38,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length)
     resume = resume_point(args)
     save_recipe(args)
+    length = args.max_length or 1024
+    use_encoded_rows(args, data["train"].column_names)
 
     trainer = SupervisedTrainer(
         model=model,
@@ -46,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
         eval_dataset=evaluation_rows(args, data),
         processing_class=tokenizer,
     )
-    attach_callbacks(trainer, args.stage or "sft", args.max_length or 1024)
+    attach_callbacks(trainer, args.stage or "sft", length)
     run_to_end(trainer, tokenizer, resume)
 
 

@@ -1,0 +1,84 @@
+"""Supervised fine-tuning: the three forms that conversations come in train alike."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from small_doge.trainer.doge import sft
+
+CONVERSATIONS = [
+    [
+        {"role": "user", "content": f"What is {i}?"},
+        {"role": "assistant", "content": f"{i} apples and a dog." * (i % 3 + 1)},
+    ]
+    for i in range(6)
+]
+
+
+def encoded(folder: Path) -> dict[str, list[Any]]:
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    rows = [
+        tokenizer.apply_chat_template(row, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+        for row in CONVERSATIONS
+    ]
+    return {name: [row[name] for row in rows] for name in ("input_ids", "assistant_masks")}
+
+
+def packed(columns: dict[str, list[Any]], rows: int) -> dict[str, list[Any]]:
+    """The encoded rows, so many in each row."""
+    groups = [range(first, first + rows) for first in range(0, len(CONVERSATIONS), rows)]
+    joined = {name: [[x for i in group for x in values[i]] for group in groups] for name, values in columns.items()}
+    return joined | {"seq_lengths": [[len(columns["input_ids"][i]) for i in group] for group in groups]}
+
+
+def first_loss(rows: dict[str, list[Any]], model_folder: Path, tmp_path: Path, **options: Any) -> float:
+    """The loss of one step over all the rows at once."""
+    data, out = tmp_path / "data", tmp_path / "out"
+    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(data))
+    options = {
+        "model_name_or_path": str(model_folder),
+        "dataset": str(data),
+        "output_dir": str(out),
+        "assistant_only_loss": True,
+        "per_device_train_batch_size": len(CONVERSATIONS),
+        "max_steps": 1,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+        **options,
+    }
+    sft.main([word for name, value in options.items() for word in (f"--{name}", json.dumps(value))])
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return next(line["loss"] for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["encoded rows with their masks", "rows packed in advance", "messages packed by the recipe"],
+)
+def test_every_form_of_the_data_has_the_loss_of_separate_conversations(
+    form: str, model_folder: Path, tmp_path: Path
+) -> None:
+    messages = {"messages": CONVERSATIONS}
+    expected = first_loss(messages, model_folder, tmp_path / "messages")
+    if form == "messages packed by the recipe":
+        got = first_loss(messages, model_folder, tmp_path / "packed", packing=True, max_length=256)
+    else:
+        columns = encoded(model_folder)
+        got = first_loss(columns if "masks" in form else packed(columns, 3), model_folder, tmp_path / "other")
+    assert got == pytest.approx(expected, abs=1e-5)
+
+
+def test_encoded_rows_without_a_mask_are_refused_with_the_mend(model_folder: Path, tmp_path: Path) -> None:
+    rows = {"input_ids": encoded(model_folder)["input_ids"]}
+    with pytest.raises(ValueError, match="no assistant_masks: prepare them with `apply_chat_template: true`"):
+        first_loss(rows, model_folder, tmp_path)
