@@ -11,7 +11,7 @@ from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.trainer.footprint import activation_bytes_per_token, largest_micro_batch, state_bytes
 
 
-def kept_bytes(config: DogeConfig, rows: int, length: int = 128) -> int:
+def kept_bytes(config: DogeConfig, rows: int, autocast: bool, length: int = 128) -> int:
     """Bytes of the distinct storages that a forward pass keeps for its backward pass, weights left out."""
     model = DogeForCausalLM(config)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -26,7 +26,7 @@ def kept_bytes(config: DogeConfig, rows: int, length: int = 128) -> int:
     ids = torch.randint(0, config.vocab_size, (rows, length))
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
     ):
         model(input_ids=ids, labels=ids, loss_only=True)
     return sum(storage.nbytes() for storage in kept.values())
@@ -37,7 +37,8 @@ def kept_bytes(config: DogeConfig, rows: int, length: int = 128) -> int:
     [(256, 512, 2, 1, 2), (512, 512, 4, 2, 1), (128, 512, 2, 2, 3)],
     ids=["the 20M's layers", "as many heads as the 60M", "a wide MLP"],
 )
-def test_activations(width: int, mlp: int, heads: int, kv: int, layers: int) -> None:
+@pytest.mark.parametrize("autocast", [True, False], ids=["bf16", "fp32"])
+def test_activations(width: int, mlp: int, heads: int, kv: int, layers: int, autocast: bool) -> None:
     config = DogeConfig(
         vocab_size=512,
         hidden_size=width,
@@ -48,13 +49,14 @@ def test_activations(width: int, mlp: int, heads: int, kv: int, layers: int) -> 
         tie_word_embeddings=True,
     )
     # The difference of two batches leaves out what does not grow with them, such as autocast's copies of the weights.
-    a_token = (kept_bytes(config, 4) - kept_bytes(config, 2)) / (2 * 128)
-    assert activation_bytes_per_token(config) == pytest.approx(a_token, rel=0.05)
+    a_token = (kept_bytes(config, 4, autocast) - kept_bytes(config, 2, autocast)) / (2 * 128)
+    assert activation_bytes_per_token(config, autocast=autocast) == pytest.approx(a_token, rel=0.05)
 
 
 def test_state_of_the_20m() -> None:
     config = DogeConfig.from_size("20M")
     assert state_bytes(config) == 18 * 13_118_728
+    assert state_bytes(config, autocast=False) == 16 * 13_118_728
     assert state_bytes(config, "muon") == 18 * 13_118_728 - 4 * (13_118_728 - 32_768 * 256)
 
 

@@ -68,6 +68,14 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
         "Token budget, as 70e6, 70M or 4B: sets batch, steps, learning rates and steps between saves in the recipe's "
         "place; what the command line gives beside it wins.",
     )
+    auto_micro_batch: bool = option(
+        False,
+        "Divide the rows of a step anew, into the largest micro-batches that fit the card by the formula of "
+        "small_doge.trainer.footprint; the rows of a step stay as the recipe has them.",
+    )
+    memory_gib: float | None = option(
+        None, "GiB of memory that auto_micro_batch counts on: the card's own if not given, and needed on a CPU."
+    )
     max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
     zero_init_outputs: bool = option(
         False, "Start the projections into the residual stream at zero: a new model begins as its embedding alone."

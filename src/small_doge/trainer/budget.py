@@ -9,6 +9,7 @@ from typing import Any
 
 from small_doge.models.doge.accounting_doge import count_parameters
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.trainer.footprint import largest_divisor
 from small_doge.utils.scaling_laws import RELEASED_RUNS, plan
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def options_for_tokens(values: dict[str, Any]) -> dict[str, Any]:
     budget = plan(size, tokens, values.get("optimizer", "adamw"), length, multiple=8 * world)
     rows = budget.rows // world
     most = int(values.get("per_device_train_batch_size", 8))
-    micro = max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)
+    micro = largest_divisor(rows, most)
     often = max(1, budget.steps // 10)
     return {
         "tokens": tokens,

@@ -1,7 +1,7 @@
 """Memory that training takes, derived from a configuration: what a card of a given size can hold.
 
-The activations are what autograd keeps for the backward pass of the uncompiled model under bf16 autocast with the fused
-head, counted tensor by tensor; a test holds the formula to autograd's own list. A compiled model keeps less.
+The activations are what autograd keeps for the backward pass of the uncompiled model with the fused head, counted
+tensor by tensor; a test holds the formula to autograd's own list. A compiled model keeps less.
 """
 
 from __future__ import annotations
@@ -14,33 +14,45 @@ RESERVE_BYTES = 2**30
 USABLE_SHARE = 0.9
 
 
-def state_bytes(config: DogeConfig, optimizer: str = "adamw") -> int:
-    """Bytes that do not depend on the batch: fp32 weights, gradients and moments, and the bf16 copies of autocast.
+def state_bytes(config: DogeConfig, optimizer: str = "adamw", autocast: bool = True) -> int:
+    """Bytes that do not depend on the batch: fp32 weights, gradients and moments, and the half copies of autocast.
 
     4 + 4 + 8 + 2 bytes a parameter under AdamW; Muon keeps one moment for the layers' matrices instead of two.
     """
     count = count_parameters(config)
     moments = 8 * count.total - (4 * (count.total - count.embedding) if optimizer == "muon" else 0)
-    return 10 * count.total + moments
+    return (10 if autocast else 8) * count.total + moments
 
 
-def activation_bytes_per_token(config: DogeConfig, checkpointing: bool = False) -> int:
+def activation_bytes_per_token(config: DogeConfig, checkpointing: bool = False, autocast: bool = True) -> int:
     """Bytes kept for the backward pass for one token of a dense model.
 
-    A layer keeps 38 d + 14 g D + 8 f + 16 h + 20 g (width d, key/value heads g of size D, MLP f, heads h), the rest
-    10 d. With gradient checkpointing each layer keeps its input, 4 d, and one at a time is recomputed.
+    A layer keeps 38 d + 14 g D + 8 f + 16 h + 20 g (width d, key/value heads g of size D, MLP f, heads h) and the rest
+    10 d under autocast to bf16 or fp16; in fp32 44 d + 20 g D + 16 f + 16 h + 20 g and 12 d. With gradient
+    checkpointing each layer keeps its input, 4 d, and one at a time is recomputed.
     """
     d, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     assert kv is not None
-    layer = 38 * d + 14 * kv * config.head_size + 8 * config.intermediate_size + 16 * heads + 20 * kv
+    by_width, by_values, by_mlp, rest = (38, 14, 8, 10) if autocast else (44, 20, 16, 12)
+    layer = by_width * d + by_values * kv * config.head_size + by_mlp * config.intermediate_size + 16 * heads + 20 * kv
     if checkpointing:
-        return config.num_hidden_layers * 4 * d + layer + 10 * d
-    return config.num_hidden_layers * layer + 10 * d
+        return config.num_hidden_layers * 4 * d + layer + rest * d
+    return config.num_hidden_layers * layer + rest * d
 
 
 def largest_micro_batch(
-    config: DogeConfig, gibibytes: float, length: int = 2048, optimizer: str = "adamw", checkpointing: bool = False
+    config: DogeConfig,
+    gibibytes: float,
+    length: int = 2048,
+    optimizer: str = "adamw",
+    checkpointing: bool = False,
+    autocast: bool = True,
 ) -> int:
     """Rows of `length` that fit a card by these formulas; 0 if none does."""
-    free = USABLE_SHARE * gibibytes * 2**30 - RESERVE_BYTES - state_bytes(config, optimizer)
-    return max(0, int(free // (length * activation_bytes_per_token(config, checkpointing))))
+    free = USABLE_SHARE * gibibytes * 2**30 - RESERVE_BYTES - state_bytes(config, optimizer, autocast)
+    return max(0, int(free // (length * activation_bytes_per_token(config, checkpointing, autocast))))
+
+
+def largest_divisor(rows: int, most: int) -> int:
+    """The largest micro-batch of at most `most` rows (from 1) that divides `rows` into equal parts."""
+    return max(n for n in range(1, min(most, rows) + 1) if rows % n == 0)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from small_doge.trainer.footprint import largest_divisor
+
 
 def largest_that_fits(attempt: Callable[[int], None], too_many: int) -> int:
     """The largest n below `too_many` for which `attempt(n)` does not run out of memory; 0 if even one does."""
@@ -66,10 +68,11 @@ def out_of_memory_advice(trainer: Any, length: int | None) -> str:
             f"{start}, and a single row does not fit either: take a smaller model or shorter rows, "
             "or set gradient_checkpointing: true."
         )
-    even = max(n for n in range(1, fits + 1) if rows % n == 0)
+    by_hand = "auto_micro_batch: false, " if getattr(args, "auto_micro_batch", False) else ""
+    even = largest_divisor(rows, fits)
     return (
-        f"{start}: {fits} is the largest that fits (tried, forward and backward); set per_device_train_batch_size: "
-        f"{even} and gradient_accumulation_steps: {rows // even} for the same batch."
+        f"{start}: {fits} is the largest that fits (tried, forward and backward); set {by_hand}"
+        f"per_device_train_batch_size: {even} and gradient_accumulation_steps: {rows // even} for the same batch."
     )
 
 

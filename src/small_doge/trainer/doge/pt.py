@@ -17,6 +17,7 @@ from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
 from small_doge.processor.row_reader import RowBatch, RowReader
 from small_doge.trainer.arguments import PretrainingArguments
 from small_doge.trainer.continuation import prepare
+from small_doge.trainer.micro_batch import choose_micro_batch
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
     bytes_per_token,
@@ -76,6 +77,8 @@ def main(argv: Sequence[str]) -> None:
         zero_init_outputs(model)
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length, packing=True)
     check_token_ids(data["train"], model.config.vocab_size, args.dataset or "the mixed data")
+    length = len(data["train"][0]["input_ids"])
+    choose_micro_batch(args, model.config, length)
     resume = resume_point(args)
     if args.compile_layers:
         compile_layers(model)
@@ -91,7 +94,6 @@ def main(argv: Sequence[str]) -> None:
         processing_class=tokenizer,
     )
     trainer.continued = point
-    length = len(data["train"][0]["input_ids"])
     held_out_bytes = bytes_per_token(held_out, tokenizer)
     attach_callbacks(trainer, args.stage or "pretrain", length, held_out_bytes)
     run_to_end(trainer, tokenizer, resume, length)
