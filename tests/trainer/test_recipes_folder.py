@@ -15,7 +15,7 @@ from small_doge.trainer.finetuning_arguments import (
     ReinforcementArguments,
     SupervisedArguments,
 )
-from small_doge.trainer.footprint import largest_micro_batch
+from small_doge.trainer.footprint import activation_bytes_per_token, largest_micro_batch, state_bytes
 from small_doge.trainer.recipe import load_recipe
 from small_doge.utils.scaling_laws import plan
 
@@ -84,6 +84,19 @@ def test_card_recipes_fit_by_the_formula_and_change_the_micro_batch_only(size: s
     micro = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
     assert card | dict.fromkeys(micro) == full | dict.fromkeys(micro)
     assert card[micro[0]] * card[micro[1]] == full[micro[0]] * full[micro[1]]
+
+
+@pytest.mark.parametrize(("size", "gigabytes"), [("20M", 8), ("60M", 16), ("160M", 24)])
+def test_the_memory_that_a_card_recipe_states_is_recomputed(size: str, gigabytes: int) -> None:
+    path = ROOT / f"recipes/doge/Doge-{size}/config_{gigabytes}gb.yaml"
+    text = path.read_text().replace("\n# ", " ")
+    config = DogeConfig.from_size(size)
+    state, row = state_bytes(config) / 2**30, 2048 * activation_bytes_per_token(config) / 2**30
+    rows = yaml.safe_load(path.read_text())["per_device_train_batch_size"]
+    most = largest_micro_batch(config, gigabytes)
+    assert f"18 bytes a parameter for weights, gradients, moments and copies = {state:.2f} GiB" in text
+    assert f"= {row:.2f} GiB a row of activations: {rows} rows take {state + rows * row:.1f} GiB." in text
+    assert f"{most} rows would fill nine tenths of the card less 1 GiB" in text
 
 
 GUIDE_OVERRIDES = (
