@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.trainer.checkpoints import last_checkpoint
 from small_doge.trainer.doge.pt import main
+from small_doge.trainer.gradient_norms import GradientNorms
 from small_doge.trainer.guards import FAILURE_FILE, StepWatch, rows_of_step
 
 
@@ -49,8 +51,37 @@ def test_a_loss_that_is_no_number_names_its_step_and_rows(recipe, rows_folder, t
     assert f"at step {failure['step']};" in str(error.value)
     assert [entry["step"] for entry in failure["recent"]] == list(range(1, failure["step"] + 1))
     assert all(entry["grad_norm"] > 0 for entry in failure["recent"][:-1])
+    gradients = failure["gradients"]
+    assert 0 < gradients["not_finite"] <= gradients["parameters"]
+    assert gradients["first_not_finite"][0] == "model.embed_tokens.weight"
     kept = last_checkpoint(tmp_path / "run")
     assert kept is None or int(kept.rsplit("-", 1)[1]) < failure["step"]
+
+
+@pytest.mark.parametrize("clipped", [1.0, 0.0], ids=["clipped", "not clipped"])
+def test_the_one_parameter_whose_gradient_is_no_number_is_named(recipe, monkeypatch, clipped: float) -> None:
+    from small_doge.trainer.doge import pt
+
+    load_model = pt.load_model
+    steps = itertools.count(1)
+
+    def spoilt(*args):
+        model = load_model(*args)
+        weight = model.model.layers[1].mlp.up_proj.weight
+        weight.register_hook(lambda gradient: gradient * torch.nan if next(steps) == 5 else gradient)
+        return model
+
+    monkeypatch.setattr(pt, "load_model", spoilt)
+    changes = {"gradient_accumulation_steps": 1, "logging_steps": 3, "save_strategy": "no", "max_grad_norm": clipped}
+    with pytest.raises(ValueError, match="the gradient norm became nan at step 5; its rows and gradients"):
+        main(recipe("run", **changes))
+    gradients = json.loads((recipe.folder / "run" / FAILURE_FILE).read_text())["gradients"]
+    assert gradients["not_finite"] == 1
+    assert gradients["first_not_finite"] == ["model.layers.1.mlp.up_proj.weight"]
+    largest = list(gradients["largest"].values())
+    assert len(largest) == 10 < gradients["parameters"]
+    assert largest == sorted(largest, reverse=True)
+    assert largest[-1] > 0
 
 
 class Trainer:
@@ -92,6 +123,37 @@ def test_an_overflow_stops_a_run_but_for_fp16_whose_scaler_expects_it(tmp_path: 
     watch_losses([3.0] * 3, 2.0, tmp_path, norm=float("inf"), fp16=True)
     with pytest.raises(ValueError, match="the gradient norm became inf at step 1"):
         watch_losses([3.0] * 3, 2.0, tmp_path, norm=float("inf"))
+
+
+def _sharded_norms(rank: int, store: str) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 7)
+    whole = GradientNorms.of(with_gradients(model))
+    for name, p in list(model.named_parameters()):
+        gradient = distribute_tensor(p.grad, mesh, [Shard(0)])
+        setattr(model, name, torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])))
+        getattr(model, name).grad = gradient
+    accelerator = SimpleNamespace(reduce=lambda tensor, how: dist.all_reduce(tensor) or tensor)
+    sharded = GradientNorms.of(model).summary(accelerator)
+    assert sharded["largest"] == pytest.approx(whole.summary(accelerator)["largest"], rel=1e-6)
+    dist.destroy_process_group()
+
+
+def with_gradients(model: torch.nn.Module) -> torch.nn.Module:
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    return model
+
+
+@pytest.mark.slow
+def test_sharded_gradients_have_the_norms_of_whole_ones(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_sharded_norms, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_rows_of_a_step_are_those_that_the_loader_gives(recipe, monkeypatch) -> None:

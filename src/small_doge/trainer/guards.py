@@ -11,9 +11,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from small_doge.trainer.gradient_norms import GradientNorms
 
 FAILURE_FILE = "failure.json"
 REMEMBERED_STEPS = 64
@@ -38,10 +40,20 @@ class StepWatch(TrainerCallback):
         self._micro_losses: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._gradients: list[GradientNorms | None] = []
+        self._unclipped: GradientNorms | None = None
 
     def add_loss(self, loss: Tensor) -> None:
         """Take the share of a step's loss that one micro-batch made."""
         self._micro_losses.append(loss.detach())
+
+    def add_gradients(self, model: nn.Module) -> None:
+        """Take the gradients of a step by parameter, before clipping spreads what is no number to all of them.
+
+        Not under fp16, whose gradients are still multiplied by the loss scale.
+        """
+        if not self.trainer.args.fp16:
+            self._unclipped = GradientNorms.of(model)
 
     def end_step(self, grad_norm: Any) -> None:
         """Close a step with its gradient norm before clipping; None where the engine does not tell it."""
@@ -52,6 +64,8 @@ class StepWatch(TrainerCallback):
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, dtype=torch.float32, device=loss.device)
         self._norms.append(norm)
+        self._gradients.append(self._unclipped)
+        self._unclipped = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_save:
@@ -64,12 +78,13 @@ class StepWatch(TrainerCallback):
         window = self.trainer.accelerator.reduce(torch.stack([*self._losses, *self._norms]), "mean").tolist()
         losses, norms = window[: len(self._losses)], window[len(self._losses) :]
         first = state.global_step - len(losses) + 1
-        self._losses, self._norms = [], []
-        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
+        gradients = self._gradients
+        self._losses, self._norms, self._gradients = [], [], []
+        for step, (loss, norm, by_parameter) in enumerate(zip(losses, norms, gradients, strict=True), first):
             reason = self._verdict(loss, norm)
             self.recent.append({"step": step, "loss": loss, "grad_norm": norm})
             if reason is not None:
-                self._stop(reason, step, args, state)
+                self._stop(reason, step, by_parameter, args, state)
 
     def _verdict(self, loss: float, norm: float) -> str | None:
         if not math.isfinite(loss):
@@ -83,14 +98,22 @@ class StepWatch(TrainerCallback):
                 return f"the loss rose to {loss:.3f} from a median of {usual:.3f}"
         return None
 
-    def _stop(self, reason: str, step: int, args: TrainingArguments, state: TrainerState) -> None:
+    def _stop(
+        self, reason: str, step: int, gradients: GradientNorms | None, args: TrainingArguments, state: TrainerState
+    ) -> None:
         path = Path(str(args.output_dir)) / FAILURE_FILE
         rows = rows_of_step(self.trainer, step)
+        failure = {
+            "reason": reason,
+            "step": step,
+            "rows": rows,
+            "gradients": None if gradients is None else gradients.summary(self.trainer.accelerator),
+            "recent": [_plain(entry) for entry in self.recent],
+        }
         if state.is_world_process_zero:
-            failure = {"reason": reason, "step": step, "rows": rows, "recent": [_plain(entry) for entry in self.recent]}
             path.write_text(json.dumps(failure, indent=1) + "\n")
         raise ValueError(
-            f"{reason} at step {step}; its rows, and losses and gradient norms until then, are in {path}. "
+            f"{reason} at step {step}; its rows and gradients, and the losses and norms until then, are in {path}. "
             "Lower the learning rate, raise the warm-up or mend those rows, and start again: "
             "the run goes on from the last checkpoint, which is from before."
         )

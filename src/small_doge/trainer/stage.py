@@ -107,8 +107,15 @@ class StageTrainer(AtomicCheckpoints):
             self.watch.add_loss(loss)
         return loss
 
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)  # type: ignore[misc]
+    def _clip_grad_norm(self, model: Any) -> Any:
+        if self.watch is not None:
+            self.watch.add_gradients(model)
+        return super()._clip_grad_norm(model)  # type: ignore[misc]
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        if self.watch is not None and grad_norm is None:  # Nothing was clipped.
+            self.watch.add_gradients(model)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
         if self.watch is not None:
             self.watch.end_step(norm)
         return norm
