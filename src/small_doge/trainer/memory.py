@@ -30,7 +30,8 @@ def largest_that_fits(attempt: Callable[[int], None], too_many: int) -> int:
 def out_of_memory_advice(trainer: Any, length: int | None) -> str:
     """One line that names the largest micro-batch that fits, found by running forward and backward on smaller ones.
 
-    With several processes nothing is tried (their exchange of gradients would wait for the others): half is advised.
+    With several processes nothing is tried (their exchange of gradients would wait for the others): at most half is
+    advised.
 
     Args:
         trainer: Whose training step ran out of memory; its model is left without gradients.
@@ -39,14 +40,18 @@ def out_of_memory_advice(trainer: Any, length: int | None) -> str:
     args = trainer.args
     tried = args.per_device_train_batch_size
     rows = tried * args.gradient_accumulation_steps
-    start = f"out of memory with a micro-batch of {tried} rows"
+    by_hand = "auto_micro_batch: false, " if getattr(args, "auto_micro_batch", False) else ""
+    count = "one row" if tried == 1 else f"{tried} rows"
+    start = f"out of memory with a micro-batch of {count}" + (f" of {length} tokens" if length else "")
+    smaller = "take a smaller model or shorter rows, or set gradient_checkpointing: true."
+    if tried == 1:
+        return f"{start}: {smaller}"
     if args.world_size > 1 or length is None:
-        half = max(1, tried // 2)
+        less = largest_divisor(rows, tried // 2)
         return (
-            f"{start}: set per_device_train_batch_size: {half} and gradient_accumulation_steps: {-(-rows // half)} "
-            "(half of it, not tried: only pretraining on one process tries what fits)."
+            f"{start}: set {by_hand}per_device_train_batch_size: {less} and gradient_accumulation_steps: "
+            f"{rows // less} for the same batch (not tried: only pretraining on one process tries what fits)."
         )
-    start += f" of {length} tokens"
     trainer.optimizer.zero_grad(set_to_none=True)
     # Moments that no step has made yet will need their place.
     missing = [p for p in trainer.model.parameters() if p.requires_grad] if not _has_state(trainer.optimizer) else []
@@ -64,11 +69,7 @@ def out_of_memory_advice(trainer: Any, length: int | None) -> str:
     fits = largest_that_fits(attempt, tried)
     del kept
     if fits == 0:
-        return (
-            f"{start}, and a single row does not fit either: take a smaller model or shorter rows, "
-            "or set gradient_checkpointing: true."
-        )
-    by_hand = "auto_micro_batch: false, " if getattr(args, "auto_micro_batch", False) else ""
+        return f"{start}, and a single row does not fit either: {smaller}"
     even = largest_divisor(rows, fits)
     return (
         f"{start}: {fits} is the largest that fits (tried, forward and backward); set {by_hand}"
