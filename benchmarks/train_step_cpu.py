@@ -10,6 +10,7 @@ forward, backward, clipping and the optimizer.
    later tokens, as some versions do, is printed.
 2. time: the variants in turn, round by round in one process; medians of the rounds. `times transformers` is the ratio
    within a round. On a machine that others use too, --cpu-time counts CPU seconds of one thread.
+3. ceiling: what the step's arithmetic alone would allow, at the rate of one layer's product in the same round.
 
 Rows go to DIR/train_step_cpu_DEVICE_DATE.json (--out DIR, else benchmarks/results). The last line printed is JSON.
 """
@@ -32,6 +33,7 @@ import yaml
 from torch import Tensor, nn
 
 from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.models.doge.accounting_doge import training_flops_per_token
 from small_doge.quickstart.settings import Settings
 from small_doge.trainer.optimizers import Muon, muon_groups
 from small_doge.trainer.setup import compile_layers
@@ -45,7 +47,7 @@ FIELDS = SETTINGS.model | {
     "max_position_embeddings": max(1024, SETTINGS.row_length),
     "tie_word_embeddings": True,
 }
-THEIRS = "transformers"
+THEIRS, CEILING = "transformers", "products alone"
 
 
 def models() -> tuple[DogeForCausalLM, nn.Module]:
@@ -73,7 +75,7 @@ def refuse_if_different(ids: Tensor) -> None:
     for model in models():
         loss = loss_of(model, ids)
         loss.backward()
-        found.append((loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()))
+        found.append((loss.item(), nn.utils.clip_grad_norm_(model.parameters(), torch.inf).item()))
     print(f"loss and gradient norm: ours {found[0]}, {THEIRS} {found[1]}", flush=True)
     if any(abs(ours - theirs) > 1e-4 * theirs for ours, theirs in zip(*found, strict=True)):
         raise SystemExit("loss or gradients differ from transformers': nothing is timed")
@@ -119,6 +121,39 @@ def variants() -> dict[str, Callable[[Tensor], None]]:
     }
 
 
+def products(rows: int, length: int) -> Callable[[Tensor], None]:
+    """One layer's product as many times as it takes to make the FLOPs of a step."""
+    width, mlp = FIELDS["hidden_size"], FIELDS["intermediate_size"]
+    x_Nd, weight_fd = torch.randn(rows * length, width), torch.randn(mlp, width)
+    flops = training_flops_per_token(DogeConfig(**FIELDS), length) * rows * length
+    times = round(flops / (2 * rows * length * width * mlp))
+
+    def step(ids: Tensor) -> None:
+        for _ in range(times):
+            x_Nd @ weight_fd.T
+
+    return step
+
+
+class Table:
+    """Rows of results, in the shape that every benchmark writes."""
+
+    def __init__(self, args: argparse.Namespace, device: str, commit: str) -> None:
+        self.rows: list[dict] = []
+        command = " ".join(["python", "benchmarks/train_step_cpu.py", *sys.argv[1:]])
+        self.size, self.rest = f"quickstart B{args.rows} T{args.length}", {"command": command, "commit": commit}
+        self.device = device
+
+    def add(self, variant: str, metric: str, values: list[float]) -> float:
+        """Add a row and return its median."""
+        middle = round(statistics.median(values), 3)
+        spread = {"value": middle, "n": len(values), "min": round(min(values), 3), "max": round(max(values), 3)}
+        variant = f"transformers {transformers.__version__}" if variant == THEIRS else variant
+        what = {"name": "train_step_cpu", "variant": variant, "size": self.size, "device": self.device}
+        self.rows.append(what | {"metric": metric} | spread | self.rest)
+        return middle
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -143,12 +178,13 @@ def main() -> None:
     print(f"{THEIRS}' Doge looks at later tokens: {'yes' if ahead else 'no'}", flush=True)
 
     steps = variants()
-    first: dict[str, float] = {}
+    table = Table(args, f"{device}{', CPU time' if args.cpu_time else ''}", commit)
     for name, step in steps.items():
         start = time.perf_counter()
         step(rows_of_steps[0])
-        first[name] = time.perf_counter() - start
+        table.add(name, "first step s", [time.perf_counter() - start])
         step(rows_of_steps[0])
+    steps[CEILING] = products(args.rows, args.length)
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
@@ -156,35 +192,18 @@ def main() -> None:
             for ids in rows_of_steps:
                 step(ids)
             rates[name].append(args.steps * args.rows * args.length / (timer() - start))
-
-    rows = []
-    for name in steps:
-        measured = {"tokens/s": rates[name], "first step s": [first[name]]}
+    speedups = {}
+    for name, found in rates.items():
+        table.add(name, "tokens/s", found)
         if name != THEIRS:
-            measured["times transformers"] = [a / b for a, b in zip(rates[name], rates[THEIRS], strict=True)]
-        for metric, values in measured.items():
-            rows.append(
-                {
-                    "name": "train_step_cpu",
-                    "variant": name if name != THEIRS else f"transformers {transformers.__version__}",
-                    "size": f"quickstart B{args.rows} T{args.length}",
-                    "device": device + (", CPU time" if args.cpu_time else ""),
-                    "metric": metric,
-                    "value": round(statistics.median(values), 3),
-                    "n": len(values),
-                    "min": round(min(values), 3),
-                    "max": round(max(values), 3),
-                    "command": " ".join(["python", "benchmarks/train_step_cpu.py", *sys.argv[1:]]),
-                    "commit": commit,
-                }
-            )
-    for row in rows:
+            ratios = [a / b for a, b in zip(found, rates[THEIRS], strict=True)]
+            speedups[name] = table.add(name, "times transformers", ratios)
+    for row in table.rows:
         print(f"{row['variant']:24s} {row['metric']:20s} {row['value']:>10,} ({row['min']:,} to {row['max']:,})")
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"train_step_cpu_{device.replace(', ', '-').replace(' ', '-')}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    speedups = {row["variant"]: row["value"] for row in rows if row["metric"] == "times transformers"}
-    print(json.dumps({"rows": len(rows), "file": path.name, "times transformers": speedups, "looks ahead": ahead}))
+    path.write_text(json.dumps(table.rows, indent=1) + "\n")
+    print(json.dumps({"file": path.name, "times transformers": speedups, "looks ahead": ahead}))
 
 
 if __name__ == "__main__":
