@@ -19,11 +19,12 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
 
     Raises:
         ValueError: weights missing, cut short or of another shape than the configuration says, or a folder without a
-            model.
+            model or with an adapter alone.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{path} holds no model (no config.json): name the folder of a finished checkpoint.")
+        held = "an adapter and no model" if (folder / "adapter_config.json").is_file() else "no model (no config.json)"
+        raise ValueError(f"{path} holds {held}: name the folder of a finished checkpoint.")
     if folder.is_dir() and not any(file for pattern in WEIGHTS for file in folder.glob(pattern)):
         raise ValueError(f"{path} holds no weights (no model.safetensors): copy the checkpoint again, whole.")
     try:

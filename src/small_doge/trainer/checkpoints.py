@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers.trainer_utils import rotate_checkpoints
 
+from small_doge.trainer.adapters import ADAPTER_FOLDER, merge_adapter
+
 logger = logging.getLogger(__name__)
 
 STAGING = ".incomplete"
@@ -108,11 +110,15 @@ class AtomicCheckpoints:
 
 
 def save_finished(trainer: Any, tokenizer: Any) -> None:
-    """Save a finished model to output_dir as a Hugging Face folder: written aside, then moved in, the weights last."""
+    """Save a finished model to output_dir as a Hugging Face folder: written aside, then moved in, the weights last.
+
+    Adapters are merged into it, and stand in the folder `adapter` beside it.
+    """
     folder = Path(trainer.args.output_dir)
     staging = folder / STAGING
     _clear(staging, trainer)
     with disk_errors("the finished model", folder):
+        merge_adapter(trainer, staging / ADAPTER_FOLDER)
         trainer.save_model(str(staging))
         if trainer.args.should_save:
             tokenizer.save_pretrained(str(staging))

@@ -11,17 +11,33 @@ from small_doge.trainer.arguments import RecipeArguments, option
 
 
 @dataclass
-class SupervisedArguments(RecipeArguments, SFTConfig):
+class AdapterArguments:
+    """LoRA in a recipe, under the names of TRL's ModelConfig."""
+
+    use_peft: bool = option(
+        False, "Train LoRA adapters beside the frozen weights; the finished model has them merged into its weights."
+    )
+    lora_r: int = option(16, "Rank of the adapters.")
+    lora_alpha: int = option(32, "Their scale: what they add is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = option(0.05, "Dropout of what goes into the adapters.")
+    lora_target_modules: list[str] | None = option(
+        None, "Names of the linear maps with adapters, such as [q_proj, v_proj]; all but the head if not given."
+    )
+    lora_modules_to_save: list[str] | None = option(None, "Names of modules to train whole beside the adapters.")
+
+
+@dataclass
+class SupervisedArguments(AdapterArguments, RecipeArguments, SFTConfig):
     """Supervised fine-tuning and distillation (`small-doge train sft`)."""
 
 
 @dataclass
-class PreferenceArguments(RecipeArguments, DPOConfig):
+class PreferenceArguments(AdapterArguments, RecipeArguments, DPOConfig):
     """Direct preference optimization (`small-doge train dpo`)."""
 
 
 @dataclass
-class ReinforcementArguments(RecipeArguments, GRPOConfig):
+class ReinforcementArguments(AdapterArguments, RecipeArguments, GRPOConfig):
     """Group relative policy optimization (`small-doge train grpo`)."""
 
     reward_functions: list[str] = option(["accuracy", "format"], "Names of rewards in small_doge.rewards.")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 
 from small_doge.models.doge.accounting_doge import training_flops_per_token
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.trainer.adapters import refuse_sharded_adapter
 from small_doge.trainer.callbacks import ProgressReport
 from small_doge.trainer.checkpoints import AtomicCheckpoints, last_checkpoint, save_finished, warn_of_little_space
 from small_doge.trainer.continuation import StablePoint, take_over
@@ -176,6 +177,7 @@ def run_to_end(trainer: Any, tokenizer: PreTrainedTokenizerBase, resume: str | N
         ValueError: out of memory (the message names a micro-batch that fits), or a loss that is no number or spikes.
         SystemExit: stopped by SIGTERM, after a checkpoint; code 143 as a shell gives it.
     """
+    refuse_sharded_adapter(trainer)
     if trainer.args.should_save and trainer.args.save_strategy != "no":
         kept = trainer.args.save_total_limit
         warn_of_little_space(trainer.args.output_dir, sum(p.numel() for p in trainer.model.parameters()), kept)

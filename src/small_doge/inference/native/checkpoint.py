@@ -66,7 +66,8 @@ def read_shape(folder: Path) -> Shape:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no model (no config.json): name the folder of a finished checkpoint.")
+        held = "an adapter and no model" if (folder / "adapter_config.json").is_file() else "no model (no config.json)"
+        raise ValueError(f"{folder} holds {held}: name the folder of a finished checkpoint.")
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("model_type") != "doge":
         raise Unsupported(f"{path} has model_type {config.get('model_type')!r}; the native core runs 'doge'")

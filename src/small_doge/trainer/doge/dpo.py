@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accelerate.utils import parse_flag_from_env
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
+from small_doge.trainer.adapters import adapter_config
 from small_doge.trainer.finetuning_arguments import PreferenceArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
@@ -29,6 +31,17 @@ class PreferenceTrainer(StageTrainer, DPOTrainer):
     """TRL's DPOTrainer with our optimizer, schedule and checkpoints."""
 
 
+def reference_model(args: PreferenceArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+    """The model to prefer in comparison to; None where it is the policy itself, before training or without adapters.
+
+    TRL would look its class up by name in transformers, which has a Doge of its own.
+    """
+    sharded = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    if args.use_peft or (args.precompute_ref_log_probs and not sharded):
+        return None
+    return load_model(args, tokenizer)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the stage that the recipe describes, and save the finished model to its output_dir."""
     args = load_recipe(PreferenceArguments, argv)
@@ -42,17 +55,14 @@ def main(argv: Sequence[str]) -> None:
     resume = resume_point(args)
     save_recipe(args)
 
-    # TRL would look the reference's class up by its name in transformers, which has a Doge of its own.
-    sharded = bool(args.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")
-    reference = None if args.precompute_ref_log_probs and not sharded else load_model(args, tokenizer)
-
     trainer = PreferenceTrainer(
         model=model,
-        ref_model=reference,
+        ref_model=reference_model(args, tokenizer),
         args=args,
         train_dataset=data["train"],
         eval_dataset=evaluation_rows(args, data),
         processing_class=tokenizer,
+        peft_config=adapter_config(args),
     )
     attach_callbacks(trainer, args.stage or "dpo", args.max_length or 1024)
     run_to_end(trainer, tokenizer, resume)

@@ -22,6 +22,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import Group, get_reward, text_of
+from small_doge.trainer.adapters import adapter_config
 from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.rollouts import SlotRollouts
@@ -151,6 +152,11 @@ def main(argv: Sequence[str]) -> None:
         )
     if args.rollout_engine not in ROLLOUT_ENGINES:
         raise ValueError(f"rollout_engine is {args.rollout_engine!r}: choose one of {', '.join(ROLLOUT_ENGINES)}.")
+    if args.use_peft and args.rollout_engine == "slots":
+        raise ValueError(
+            "rollout_engine slots generates from the weights, and adapters stand beside them: set rollout_engine: "
+            "transformers."
+        )
     tokenizer = load_tokenizer(args)
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
@@ -178,8 +184,9 @@ def main(argv: Sequence[str]) -> None:
         ),
         processing_class=tokenizer,
         rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
+        peft_config=adapter_config(args),
     )
-    if args.beta:
+    if args.beta and not args.use_peft:  # Without its adapters the model is the reference.
         use_own_reference(trainer, load_model(args, tokenizer))
     attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
     trainer.add_callback(WarnWithoutSignal())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from trl import SFTTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
+from small_doge.trainer.adapters import adapter_config
 from small_doge.trainer.finetuning_arguments import SupervisedArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
@@ -67,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
         train_dataset=data["train"],
         eval_dataset=evaluation_rows(args, data),
         processing_class=tokenizer,
+        peft_config=adapter_config(args),
     )
     attach_callbacks(trainer, args.stage or "sft", length)
     run_to_end(trainer, tokenizer, resume)
