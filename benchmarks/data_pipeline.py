@@ -31,6 +31,7 @@ import accelerate
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 2048
 READ_PASSES = 3
+BATCH_DOCUMENTS = 100
 
 
 class Stopwatch:
@@ -83,15 +84,17 @@ def run_map(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwat
 
 
 def run_floor(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
-    """The BPE library alone on one thread, texts in memory: the floor under any pipeline that uses it."""
+    """The BPE library alone on one thread, texts in memory, called as the pipeline does: the floor under it."""
     from small_doge.processor.documents import iter_documents
     from small_doge.processor.encoding import Encoder
+    from small_doge.processor.token_stream import DocumentEncoder
     from small_doge.processor.tokenizer import load_tokenizer
 
-    encoder = Encoder(load_tokenizer(tokenizer))
+    encoder = DocumentEncoder(Encoder(load_tokenizer(tokenizer)))
     texts = [document.text for document in iter_documents(source)]
+    batches = [texts[start : start + BATCH_DOCUMENTS] for start in range(0, len(texts), BATCH_DOCUMENTS)]
     watch.restart()
-    return sum(len(encoder.encode(text)) for text in texts)
+    return sum(len(ids) for batch in batches for ids in encoder(batch))
 
 
 def run_read(source: str, tokenizer: str, out: Path, workers: int, watch: Stopwatch) -> int:
@@ -161,14 +164,15 @@ def check_ids(source: str, tokenizer: str) -> int:
 
     from small_doge.processor.documents import iter_documents
     from small_doge.processor.encoding import Encoder
+    from small_doge.processor.token_stream import DocumentEncoder
 
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    encoder = Encoder(loaded)
+    encoder = DocumentEncoder(Encoder(loaded))
     documents, checked = iter_documents(source), 0
-    while batch := list(itertools.islice(documents, 1000)):
-        wanted = loaded([document.text for document in batch]).input_ids
-        for document, ids in zip(batch, wanted, strict=True):
-            if encoder.encode(document.text).tolist() != ids:
+    while batch := list(itertools.islice(documents, BATCH_DOCUMENTS)):
+        texts = [document.text for document in batch]
+        for document, wanted, found in zip(batch, loaded(texts).input_ids, encoder(texts), strict=True):
+            if found.tolist() != [loaded.bos_token_id, *wanted, loaded.eos_token_id]:
                 raise SystemExit(f"{document.origin}: other ids than the saved tokenizer's; nothing is timed")
         checked += len(batch)
     return checked

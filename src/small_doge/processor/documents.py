@@ -37,12 +37,12 @@ def is_test(document: Any, share: float) -> bool:
     The hash is uniform, so about `share` of all groups are chosen; which ones never changes as data is added, and a
     larger share only adds to a smaller one.
     """
-    return document.position < share * 2**64
+    return share > 0 and document.position < share * 2**64
 
 
 def key_is_test(key: str, share: float) -> bool:
     """Whether what carries this key (a text or a group name) belongs to the test part."""
-    return key_position(key) < share * 2**64
+    return share > 0 and key_position(key) < share * 2**64
 
 
 def key_position(key: str) -> int:

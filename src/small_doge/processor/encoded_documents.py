@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,6 +15,7 @@ from small_doge.processor.documents import Document, documents_of
 from small_doge.processor.quality.duplicates import ExactDuplicates
 from small_doge.processor.readers import Row
 from small_doge.processor.report import Report
+from small_doge.processor.row_store import ArrowFile
 
 if TYPE_CHECKING:
     from small_doge.processor.quality import QualityOptions
@@ -68,20 +68,16 @@ class DocumentFile:
         """Write `path`, whole or not at all; `report` is the one that `rows` counts unreadable rows in."""
         import pyarrow as pa
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with pa.OSFile(str(partial), "wb") as file, pa.ipc.new_stream(file, _schema()) as writer:
-            entries = self._entries(rows, report)
-            while batch := list(islice(entries, DOCUMENTS_A_BATCH)):
-                texts = [entry.pop("text") for entry in batch]
-                encoded = iter(self.encoder([text for text in texts if text is not None]))
-                for entry, text in zip(batch, texts, strict=True):
-                    entry["tokens"] = None if text is None else next(encoded)
-                    self.tokens += 0 if text is None else len(entry["tokens"])
-                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=_schema()))
-        with open(partial, "rb") as done:
-            os.fsync(done.fileno())
-        os.replace(partial, path)
+        file = ArrowFile(path, _schema())
+        entries = self._entries(rows, report)
+        while batch := list(islice(entries, DOCUMENTS_A_BATCH)):
+            texts = [entry.pop("text") for entry in batch]
+            encoded = iter(self.encoder([text for text in texts if text is not None]))
+            for entry, text in zip(batch, texts, strict=True):
+                entry["tokens"] = None if text is None else next(encoded)
+                self.tokens += 0 if text is None else len(entry["tokens"])
+            file.write(pa.Table.from_pylist(batch, schema=_schema()))
+        file.close()
 
     def _entries(self, rows: Iterator[Row], report: Recorder) -> Iterator[dict[str, Any]]:
         first, costly = self.quality.first_blocks(), self.quality.costly_blocks()

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from small_doge.processor.documents import iter_documents
 from small_doge.processor.encoded_documents import EncodedDocument
 from small_doge.processor.mixing import MixState, Sample, describe, mix
-from small_doge.processor.ordered_map import map_in_order
+from small_doge.processor.ordered_map import map_in_order, read_ahead
 from small_doge.processor.packing import PackingStats, one_piece_a_row, pack
 from small_doge.processor.quality import QualityOptions, apply_blocks
 from small_doge.processor.report import Report
-from small_doge.processor.row_store import write_shard
+from small_doge.processor.row_store import ArrowFile, shard_path, write_shard
 from small_doge.processor.token_stream import Chunk, DocumentEncoder, chunk_documents, shuffle_blocks
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 Tokens = NDArray[np.int32]
 STATE_FILE = "state.json"
 CARRY_FILE = "carry-{:05d}.npy"
+READ_AHEAD = 40
+"""Chunks of a source that are read before they are needed: enough to encode while the next block is being read."""
+ENCODE_AHEAD = 8
+"""Chunks a worker that are encoded before they are needed: enough to go on while a window is being packed."""
 
 
 @dataclass
@@ -96,7 +100,7 @@ class _Run:
         self.window: list[Tokens] = []
         self.window_tokens = 0
         self.windows = 0
-        self.tables: list[pa.Table] = []
+        self.shard: ArrowFile | None = None
         self.shards = 0
         self.cut_tokens = 0
         self.rows = 0
@@ -119,8 +123,8 @@ class _Run:
                 break
         if self.window:
             self._pack(self.window)
-        if self.tables:
-            write_shard(self.folder / "train", self.shards, self.tables, self.tables[0].schema)
+        if self.shard:
+            self.shard.close()
         self._write_test()
         self._finish()
 
@@ -142,7 +146,9 @@ class _Run:
         for epoch in range(2**31):
             before = self.seen[index]
             jobs = self._jobs(index, epoch, skip)
-            for chunk_report, train, test in map_in_order(self._encode, jobs, pool, ahead=2 * plan.workers):
+            if pool is not None:
+                jobs = read_ahead(jobs, READ_AHEAD)
+            for chunk_report, train, test in map_in_order(self._encode, jobs, pool, ahead=ENCODE_AHEAD * plan.workers):
                 self.report.merge(chunk_report)
                 self._keep_test(index, test, epoch)
                 first = max(0, min(skip - self.seen[index], len(train)))
@@ -219,8 +225,9 @@ class _Run:
             self._pack([*self.window, tokens[:head]])
             self.window, self.window_tokens, tokens = [], 0, tokens[head:]
             if self.windows * self.plan.window_rows % self.plan.shard_rows == 0:
-                write_shard(self.folder / "train", self.shards, self.tables, self.tables[0].schema)
-                self.tables = []
+                assert self.shard is not None
+                self.shard.close()
+                self.shard = None
                 self.shards += 1
                 self._save(tokens)
         if len(tokens):
@@ -231,7 +238,9 @@ class _Run:
         arrays = [array for array in arrays if len(array)]
         table, stats = self._rows(arrays, np.random.default_rng([self.plan.seed, self.windows]))
         self.stats.add(stats)
-        self.tables.append(table)
+        if self.shard is None:
+            self.shard = ArrowFile(shard_path(self.folder / "train", self.shards), table.schema)
+        self.shard.write(table)
         self.windows += 1
         if self.plan.progress:
             self.plan.progress(sum(self.tokens))

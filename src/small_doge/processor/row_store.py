@@ -20,21 +20,43 @@ ROWS_A_BATCH = 1024
 SHARD_NAME = "shard-{:05d}.arrow"
 
 
-def write_shard(folder: Path, number: int, tables: Iterable[pa.Table], schema: pa.Schema) -> Path:
-    """Write tables as one Arrow stream, the format of `datasets`; the file appears whole or not at all."""
-    import pyarrow as pa
+class ArrowFile:
+    """Writes tables as one Arrow stream, the format of `datasets`; the file appears at `close`, whole."""
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / SHARD_NAME.format(number)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for table in tables:
-                writer.write_table(table, max_chunksize=ROWS_A_BATCH)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    return path
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow as pa
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._partial = path.with_suffix(".partial")
+        self._file = pa.OSFile(str(self._partial), "wb")
+        self._stream = pa.ipc.new_stream(self._file, schema)
+
+    def write(self, table: pa.Table) -> None:
+        """Add the rows of a table."""
+        self._stream.write_table(table, max_chunksize=ROWS_A_BATCH)
+
+    def close(self) -> None:
+        """Bring all to the disk under the file's own name."""
+        self._stream.close()
+        self._file.close()
+        with open(self._partial, "rb") as done:
+            os.fsync(done.fileno())
+        os.replace(self._partial, self.path)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where the shard of this number is."""
+    return folder / SHARD_NAME.format(number)
+
+
+def write_shard(folder: Path, number: int, tables: Iterable[pa.Table], schema: pa.Schema) -> Path:
+    """Write tables as one shard and return its path."""
+    file = ArrowFile(shard_path(folder, number), schema)
+    for table in tables:
+        file.write(table)
+    file.close()
+    return file.path
 
 
 def write_json_lines(path: Path, folder: Path, rows_a_batch: int = 1000) -> Path:

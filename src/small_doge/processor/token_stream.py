@@ -74,13 +74,7 @@ class DocumentEncoder:
         bos, eos = encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id
         if eos is None:
             raise ValueError("processing_class has no EOS token, so documents could not end: set its eos_token.")
-        self.before = np.asarray([] if bos is None else [bos], dtype=np.int32)
-        self.after = np.asarray([eos], dtype=np.int32)
+        self.bos, self.eos = bos, eos
 
-    @property
-    def specials(self) -> int:
-        """Special tokens added to each document."""
-        return len(self.before) + len(self.after)
-
-    def __call__(self, texts: list[str]) -> list[NDArray[np.int32]]:
-        return [np.concatenate([self.before, ids, self.after]) for ids in self.encoder.encode_batch(texts)]
+    def __call__(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        return self.encoder.encode_documents(texts, self.bos, self.eos)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_doge.processor.encoding import rank_ordered_merges
+from small_doge.processor.encoding import SPLIT_PATTERN, rank_ordered_merges
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The split of the released Doge tokenizer (and of Llama 3): words with a leading mark, up to three digits, newlines.
-SPLIT_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 BOS_TOKEN = "<|begin_of_text|>"
 EOS_TOKEN = "<|end_of_text|>"
 PAD_TOKEN = "<|finetune_right_pad_id|>"
@@ -174,7 +169,7 @@ def _with_rank_order(trained: Tokenizer, specials: list[str], pattern: str) -> T
 
     vocab = trained.get_vocab()
     ranks = {token: rank for token, rank in vocab.items() if token not in set(specials)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=rank_ordered_merges(ranks), ignore_merges=True))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=list(rank_ordered_merges(ranks)), ignore_merges=True))
     _set_byte_level(tokenizer, pattern)
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=token not in TAG_TOKENS) for token in specials])
     return tokenizer

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from small_doge.processor.chat_encoding import GENERATION_MARK
 from small_doge.processor.documents import is_test, iter_documents
-from small_doge.processor.encoding import Encoder, split_pattern
+from small_doge.processor.encoding import SPLIT_PATTERN, Encoder, split_pattern
 from small_doge.processor.mixing import MixState, Sample, mix, parse_ratios
 from small_doge.processor.report import Report
-from small_doge.processor.tokenizer import DEFAULT_VOCAB_SIZE, SPLIT_PATTERN, load_tokenizer, train_tokenizer
+from small_doge.processor.tokenizer import DEFAULT_VOCAB_SIZE, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
