@@ -108,7 +108,7 @@ def test_a_full_disk_is_told_in_one_line_with_what_is_safe(tmp_path: Path) -> No
 def test_a_disk_too_small_for_the_checkpoints_is_told_beforehand(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    warn_of_little_space(tmp_path, parameters=1000, kept=3)
+    warn_of_little_space(tmp_path, trained=1000, kept=3)
     assert not caplog.records
-    warn_of_little_space(tmp_path, parameters=10**15, kept=3)
+    warn_of_little_space(tmp_path, trained=10**15, kept=3)
     assert "lower save_total_limit" in caplog.text

@@ -11,6 +11,8 @@ import pytest
 
 from small_doge.trainer.continuation import StablePoint, note_released_checkpoint
 from small_doge.trainer.doge.pt import main
+from small_doge.trainer.finetuning_arguments import SupervisedArguments
+from small_doge.trainer.recipe import load_recipe
 from small_doge.trainer.stage import StageTrainer
 
 
@@ -70,6 +72,12 @@ def test_refuses(first, changes: dict, message: str) -> None:
 def test_refuses_the_first_runs_own_folder(first) -> None:
     with pytest.raises(ValueError, match="name another output_dir"):
         main(first("run", continue_from=checkpoint(first, 16)))
+
+
+def test_only_pretraining_has_a_stable_phase_to_go_on_from(tmp_path: Path) -> None:
+    argv = ["--output_dir", str(tmp_path), "--continue_from", "runs/Doge-20M/checkpoint-4000", "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="no option 'continue_from' in SupervisedArguments"):
+        load_recipe(SupervisedArguments, argv)
 
 
 def test_sharded_engines_are_refused() -> None:

@@ -24,6 +24,14 @@ def gradients(step: int, params: list[torch.nn.Parameter]) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
+def step_alike(ours, our_params, theirs, their_params) -> None:
+    """Five steps of two optimizers on the same gradients."""
+    for step in range(5):
+        for optimizer, params in ((ours, our_params), (theirs, their_params)):
+            gradients(step, params)
+            optimizer.step()
+
+
 def test_orthogonalized_matrices_have_singular_values_near_one() -> None:
     matrices = torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0))
     for shape in (matrices, matrices.mT):
@@ -36,11 +44,7 @@ def test_muon_steps_equal_torch_muon() -> None:
     ours, theirs = parameters(*shapes), parameters(*shapes)
     optimizer = Muon([{"params": ours, "lr": 0.02, "use_muon": True, "weight_decay": 0.1}])
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="original")
-    for step in range(5):
-        gradients(step, ours)
-        gradients(step, theirs)
-        optimizer.step()
-        reference.step()
+    step_alike(optimizer, ours, reference, theirs)
     # torch orthogonalizes in bf16 on every device, ours in fp32 on a CPU.
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() / b.norm() < 2e-3
@@ -52,11 +56,7 @@ def test_the_other_groups_step_as_torch_adamw() -> None:
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     optimizer = Muon([{"params": ours, **options}])
     reference = torch.optim.AdamW(theirs, **options)
-    for step in range(5):
-        gradients(step, ours)
-        gradients(step, theirs)
-        optimizer.step()
-        reference.step()
+    step_alike(optimizer, ours, reference, theirs)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 

@@ -42,12 +42,6 @@ class RecipeArguments:
     decay_steps: float = option(0.1, "Decay phase of lr_scheduler_type warmup_stable_decay: steps, or a share below 1.")
     decay_type: str = option("linear", "Shape of that decay: linear, cosine or 1-sqrt.")
     min_lr_ratio: float = option(0.0, "Lowest learning rate as a share of the peak, under warmup_stable_decay.")
-    continue_from: str | None = option(
-        None, "Checkpoint of another run's stable phase to go on from, with its optimizer and learning rate."
-    )
-    decay: bool = option(
-        False, "With continue_from: only the decay phase, from the checkpoint's rate to the minimum, over max_steps."
-    )
     resume: bool = option(
         True, "Go on from the last complete checkpoint in output_dir; false refuses a folder that holds one."
     )
@@ -67,6 +61,12 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
         None,
         "Token budget, as 70e6, 70M or 4B: sets batch, steps, learning rates and steps between saves in the recipe's "
         "place; what the command line gives beside it wins.",
+    )
+    continue_from: str | None = option(
+        None, "Checkpoint of another run's stable phase to go on from, with its optimizer and learning rate."
+    )
+    decay: bool = option(
+        False, "With continue_from: only the decay phase, from the checkpoint's rate to the minimum, over max_steps."
     )
     auto_micro_batch: bool = option(
         False,

@@ -56,9 +56,9 @@ def _disk_is_full(error: Exception, folder: str | os.PathLike[str]) -> bool:
     return "inline_container" in str(error) and shutil.disk_usage(folder).free < 2**20
 
 
-def warn_of_little_space(folder: str | os.PathLike[str], parameters: int, kept: int | None) -> None:
-    """Say beforehand that a disk will not hold the checkpoints to keep and one more, at 12 bytes a parameter."""
-    needed = 12 * parameters * ((kept or 2) + 1)
+def warn_of_little_space(folder: str | os.PathLike[str], trained: int, kept: int | None) -> None:
+    """Say beforehand that a disk will not hold the checkpoints to keep and one more: 12 bytes a trained parameter."""
+    needed = 12 * trained * ((kept or 2) + 1)
     free = shutil.disk_usage(folder).free
     if free < needed:
         logger.warning(

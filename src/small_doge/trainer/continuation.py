@@ -73,7 +73,7 @@ def stable_point(path: str, output_dir: str) -> StablePoint:
     return StablePoint(folder, step, tuple(schedule["base_lrs"]))
 
 
-def prepare(args: Any) -> StablePoint | None:
+def prepare_continuation(args: Any) -> StablePoint | None:
     """Turn `continue_from` and `decay` into the rest of a recipe: whose weights, and which phases follow.
 
     Continuing has no warm-up and keeps the recipe's decay; decaying is a decay phase only. A checkpoint with weights

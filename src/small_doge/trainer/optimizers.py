@@ -145,8 +145,7 @@ def muon_groups(model: nn.Module, muon_lr: float, adamw_lr: float, weight_decay:
     """Parameter groups for `Muon`: the layers' weight matrices by Muon, everything else by AdamW.
 
     Embeddings, the head, the mixture's experts and router, norms, residuals, biases, and what makes the scores (`A`,
-    `dt_proj`)
-    go to AdamW; of these only the embeddings, experts and router decay.
+    `dt_proj`) go to AdamW; of these only the embeddings, experts and router decay.
     """
     matrices, tables, vectors = [], [], []
     for name, p in model.named_parameters():

@@ -48,13 +48,12 @@ def load_tokenizer(args: Any) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The recipe's model: from a checkpoint if one is named, else new, seeded with `args.seed`.
+def load_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The recipe's model in fp32: from a checkpoint if one is named, else new, seeded with `args.seed`.
 
     Raises:
         ValueError: neither or both of model_name_or_path and model_config; weights missing from the checkpoint or of
-            another shape;
-            a vocabulary smaller than the tokenizer's.
+            another shape; a vocabulary smaller than the tokenizer's.
     """
     if (args.model_name_or_path is None) == (args.model_config is None):
         raise ValueError(
@@ -62,11 +61,10 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
         )
     if args.model_name_or_path is not None:
         note_released_checkpoint(args.model_name_or_path)
-        model = load_checkpoint(args.model_name_or_path, dtype)
+        model = load_checkpoint(args.model_name_or_path)
     else:
         torch.manual_seed(args.seed)
         model = AutoModelForCausalLM.from_config(new_config(args.model_config, tokenizer), dtype=torch.float32)
-        nn.Module.to(model, dtype)
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
             f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}: "

@@ -77,7 +77,7 @@ class StageTrainer(AtomicCheckpoints):
         if self.lr_scheduler is None:
             warmup = args.get_warmup_steps(num_training_steps)
             decay = args.decay_steps if args.decay_steps >= 1 else args.decay_steps * num_training_steps
-            decay = num_training_steps if args.decay else round(decay)
+            decay = num_training_steps if getattr(args, "decay", False) else round(decay)
             decay = min(decay, num_training_steps - warmup)
             self.lr_scheduler = WSDScheduler(
                 optimizer or self.optimizer,  # type: ignore[arg-type]
@@ -179,8 +179,8 @@ def run_to_end(trainer: Any, tokenizer: PreTrainedTokenizerBase, resume: str | N
     """
     refuse_sharded_adapter(trainer)
     if trainer.args.should_save and trainer.args.save_strategy != "no":
-        kept = trainer.args.save_total_limit
-        warn_of_little_space(trainer.args.output_dir, sum(p.numel() for p in trainer.model.parameters()), kept)
+        trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        warn_of_little_space(trainer.args.output_dir, trained, trainer.args.save_total_limit)
     full = False
     try:
         trainer.train(resume_from_checkpoint=resume)

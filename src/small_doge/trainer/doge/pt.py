@@ -16,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
 from small_doge.processor.row_reader import RowBatch, RowReader
 from small_doge.trainer.arguments import PretrainingArguments
-from small_doge.trainer.continuation import prepare
+from small_doge.trainer.continuation import prepare_continuation
 from small_doge.trainer.micro_batch import choose_micro_batch
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the stage that the recipe describes, and save the finished model to its output_dir."""
     args = load_recipe(PretrainingArguments, argv)
     args.remove_unused_columns = False
-    point = prepare(args)
+    point = prepare_continuation(args)
     tokenizer = load_tokenizer(args)
     model = load_model(args, tokenizer)
     if args.zero_init_outputs and args.model_name_or_path is None:
