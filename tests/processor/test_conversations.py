@@ -81,6 +81,11 @@ def test_tool_calls_of_sharegpt_and_of_openai_become_the_same():
     assert json.loads(made["tools"]) == tools
 
 
+def test_a_name_of_the_conversation_is_no_conversation():
+    found = to_conversation({"conversation": "chat-17", "prompt": "Why?", "response": "So."})
+    assert [message["content"] for message in found["messages"]] == ["Why?", "So."]
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -93,7 +98,10 @@ def test_tool_calls_of_sharegpt_and_of_openai_become_the_same():
         ({"messages": ["hello"]}, "not an object"),
         ({"messages": [{"role": "user", "content": 5}, ANSWER]}, "not text"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, ANSWER]}, "not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, "not text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, ANSWER]}, "not text"),
         ({"messages": [{"role": "user", "content": "\ud800"}, ANSWER]}, "invalid UTF-8"),
+        ({"messages": [USER, ANSWER], "thinking": "\ud800"}, "invalid UTF-8"),
         ({"conversations": [{"from": "function_call", "value": "add(1)"}]}, "not JSON"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{"function": {}}]}]}, "no name"),
         ({"messages": [USER, {"role": "assistant", "content": "<think>on and on"}]}, "never closed"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from small_doge.processor.sources import check_revision
+
 # The least that each whole number may be.
 WHOLE_NUMBERS = {"max_length": 2, "dataset_num_proc": 1, "test_sample_size": 0, "seed": 0}
 SWITCHES = ("packing", "repeat", "shuffle", "apply_chat_template", "apply_thinking_template")
@@ -36,6 +38,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     names = [name for entry in arguments["datasets_and_ratios"] for name in entry]
     if unknown := [name for name in options if name not in names]:
         raise ValueError(f"source_options names {unknown[0]!r}, which is not mixed: give one of {', '.join(names)}.")
+    for name, option in options.items():
+        check_revision(name, option.get("revision"))
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:

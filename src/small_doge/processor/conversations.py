@@ -58,11 +58,7 @@ def to_conversation(row: Mapping[str, Any], thinking: bool = True, text_field: s
     if is_preference(row):
         pair = to_preference(row, thinking)
         return {"messages": pair["prompt"] + pair["chosen"], **_tools(row)}
-    column = next((name for name in MESSAGE_COLUMNS if isinstance(row.get(name), Sequence) and row[name]), None)
-    if column is not None:
-        messages = [_message(item) for item in row[column]]
-    else:
-        messages = _from_columns(row, text_field)
+    messages = _messages_column(row) or _from_columns(row, text_field)
     messages = _with_system(messages, row.get("system"))
     messages = _with_thoughts(messages, row, thinking)
     _check(messages)
@@ -78,7 +74,7 @@ def to_preference(row: Mapping[str, Any], thinking: bool = True) -> dict[str, An
     Raises:
         RowError: there is no prompt, or an answer is empty, or both are the same.
     """
-    prompt = _prompt_messages(row)
+    prompt = _messages_column(row) or _prompt_column(row)
     chosen, rejected = _answer_messages(row["chosen"]), _answer_messages(row["rejected"])
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
@@ -132,10 +128,12 @@ def _message(item: Any) -> Message:
 def _text(content: Any, optional: bool = False) -> str:
     if content is None and optional:
         return ""
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+    if _is_list(content):
+        texts = [part.get("text") for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        words = [text for text in texts if isinstance(text, str)]
+        if len(words) < len(content):
             raise RowError("a message has parts that are not text")
-        content = "".join(part["text"] for part in content)
+        content = "".join(words)
     if not isinstance(content, str):
         raise RowError(f"the content of a message is {type(content).__name__}, not text")
     try:
@@ -182,19 +180,20 @@ def _from_columns(row: Mapping[str, Any], text_field: str) -> list[Message]:
     answer = next((name for name in (*ANSWER_COLUMNS, text_field) if row.get(name) is not None), None)
     if prompt is None or answer is None:
         raise RowError(f"no conversation in the columns {', '.join(sorted(map(str, row)))}"[:120])
-    messages = _prompt_messages(row)
-    return [*messages, *_answer_messages(row[answer])]
+    return [*_prompt_column(row), *_answer_messages(row[answer])]
 
 
-def _prompt_messages(row: Mapping[str, Any]) -> list[Message]:
-    for name in MESSAGE_COLUMNS:
-        if isinstance(row.get(name), Sequence) and row[name]:
-            return [_message(item) for item in row[name]]
+def _messages_column(row: Mapping[str, Any]) -> list[Message]:
+    columns = [row[name] for name in MESSAGE_COLUMNS if row.get(name) and _is_list(row[name])]
+    return [_message(item) for item in columns[0]] if columns else []
+
+
+def _prompt_column(row: Mapping[str, Any]) -> list[Message]:
     column = next((name for name in PROMPT_COLUMNS if row.get(name)), None)
     if column is None:
         return []
     value = row[column]
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if _is_list(value):
         return [_message(item) for item in value]
     content = _text(value)
     if column == "instruction" and row.get("input"):
@@ -205,9 +204,13 @@ def _prompt_messages(row: Mapping[str, Any]) -> list[Message]:
 def _answer_messages(value: Any) -> list[Message]:
     if isinstance(value, Mapping):
         value = [value]
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if _is_list(value):
         return [_message(item) for item in value]
     return [{"role": "assistant", "content": _text(value)}]
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _ends_with(messages: list[Message], end: list[Message]) -> bool:
@@ -239,7 +242,7 @@ def _with_thoughts(messages: list[Message], row: Mapping[str, Any], thinking: bo
         except ValueError as error:
             raise RowError(str(error)) from None
         if thought is None and column is not None and number == answers[-1]:
-            thought, answer = row[column].strip("\n"), message["content"]
+            thought, answer = _text(row[column]).strip("\n"), message["content"]
         if thought is not None:
             result[number] = {**message, "content": answer, "reasoning_content": thought}
     return _without_tag_prompts(result)

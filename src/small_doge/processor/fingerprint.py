@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from small_doge.processor.readers import is_pattern, list_files
-from small_doge.processor.sources import BUILTIN_PREFIX, local_copy
+from small_doge.processor.sources import BUILTIN_PREFIX, hub_address, local_copy
 from small_doge.processor.sources.catalog import catalog
+from small_doge.processor.sources.hub import hub_commit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,12 +26,18 @@ def fingerprint(
     formatting_func: Callable[..., Any] | None,
     arguments: dict[str, Any],
 ) -> str:
-    """16 hex digits that change with any source file, the tokenizer, the formatting function or an argument."""
+    """16 hex digits that change with any source file or commit, the tokenizer, the formatting function or an argument.
+
+    Raises:
+        ValueError: a source on the Hub cannot be reached, and what would serve instead.
+    """
     from datasets.fingerprint import Hasher
 
+    options = arguments.get("source_options", {})
+    revisions = {name: option.get("revision") for name, option in options.items()}
     parts = {
         "code": _tree_state(Path(__file__).parent),
-        "sources": {name: _source_state(name) for name in names},
+        "sources": {name: _source_state(name, revisions.get(name)) for name in names},
         "tokenizer": None if tokenizer is None else _tokenizer_state(tokenizer),
         "formatting_func": None if formatting_func is None else Hasher.hash(formatting_func),
         "arguments": arguments,
@@ -46,7 +53,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _source_state(name: str) -> Any:
+def _source_state(name: str, revision: str | None) -> Any:
     if name.startswith(BUILTIN_PREFIX):
         # Builtin text is made from what is installed.
         installed = sorted(f"{item.metadata['Name']}=={item.version}" for item in distributions())
@@ -59,7 +66,11 @@ def _source_state(name: str) -> Any:
     spec = catalog().get(name.lower())
     if spec is not None:
         local = local_copy(spec)
-        return [asdict(spec), None if local is None else _tree_state(local)]
+        if local is not None:
+            return [asdict(spec), _tree_state(local)]
+    if address := hub_address(name):
+        hub_id, default = address
+        return [None if spec is None else asdict(spec), hub_commit(name, hub_id, revision or default)]
     return name
 
 

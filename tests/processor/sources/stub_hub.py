@@ -11,10 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLDER = "89abcdef0123456789abcdef0123456789abcdef"
+COMMITS = {"main": COMMIT, COMMIT: COMMIT, "v1": OLDER, OLDER: OLDER}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for `root/OWNER/NAME/FILES`; `asked` collects the paths of all requests."""
+    """Answers for `root/OWNER/NAME/FILES`, and for the tag v1 of `root/OWNER/NAME@v1/FILES`; `asked` collects paths."""
 
     root: Path
     asked: list[str]
@@ -44,20 +46,25 @@ class Handler(BaseHTTPRequestHandler):
         self.asked.append(path)
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "datasets"] and len(parts) >= 4:
-            self.api(self.root / parts[2] / parts[3], parts[4:], wanted)
+            revision = parts[5] if len(parts) > 5 else "main"
+            self.api("/".join(parts[2:4]), COMMITS.get(revision), parts[4:], wanted)
         elif parts[0] == "datasets" and len(parts) > 5 and parts[3] == "resolve":
-            self.file(self.root / parts[1] / parts[2] / "/".join(parts[5:]), body)
+            commit = COMMITS.get(parts[4])
+            self.file(self.folder("/".join(parts[1:3]), commit) / "/".join(parts[5:]), commit, body)
         else:
             self.missing()
 
-    def api(self, folder, rest, wanted):
-        if not folder.is_dir():
-            return self.missing()
+    def folder(self, name, commit):
+        return self.root / (f"{name}@v1" if commit == OLDER else name)
+
+    def api(self, name, commit, rest, wanted):
+        folder = self.folder(name, commit)
+        if commit is None or not folder.is_dir():
+            return self.missing("RepoNotFound" if commit else "RevisionNotFound")
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-        name = "/".join(folder.parts[-2:])
         if not rest or rest[0] == "revision":
             siblings = [{"rfilename": str(file.relative_to(folder))} for file in files]
-            return self.send({"id": name, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings})
+            return self.send({"id": name, "sha": commit, "private": False, "tags": [], "siblings": siblings})
         entries = {str(file.relative_to(folder)): self.entry(file, folder) for file in files}
         folders = {parent for file in entries for parent in map(str, Path(file).parents) if parent != "."}
         entries.update({path: {"type": "directory", "path": path, "oid": "0" * 40, "size": 0} for path in folders})
@@ -76,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
             "size": len(data),
         }
 
-    def file(self, path, body):
+    def file(self, path, commit, body):
         if not path.is_file():
             return self.missing("EntryNotFound")
         data = path.read_bytes()
@@ -89,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", commit)
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         if body:

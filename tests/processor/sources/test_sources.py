@@ -14,12 +14,13 @@ import pytest
 
 from small_doge.processor.conversations import is_preference, to_conversation, to_preference
 from small_doge.processor.documents import iter_documents
+from small_doge.processor.pt_datasets_process import mix_datasets_by_ratio
 from small_doge.processor.report import Report
 from small_doge.processor.sources import open_source, source_names
 from small_doge.processor.sources.catalog import KINDS, SourceSpec, catalog, read_spec
 
 sys.path.insert(0, str(Path(__file__).parent))
-from stub_hub import serve
+from stub_hub import COMMIT, OLDER, serve
 
 THOUGHT = "<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n4\n\n<|end_of_solution|>"
 MESSAGES = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\n4"}]
@@ -113,24 +114,25 @@ from small_doge.processor.report import Report
 from small_doge.processor.sources import open_source
 report = Report()
 try:
-    rows = [[row.fields, row.origin] for row in open_source(sys.argv[1], report)]
-    print(json.dumps({"rows": rows, "dropped": report.dropped, "examples": report.examples}))
+    rows = [[row.fields, row.origin] for row in open_source(sys.argv[1], report, **json.loads(sys.argv[2]))]
+    print(json.dumps({"rows": rows, "dropped": report.dropped, "examples": report.examples, "notes": report.notes}))
 except ValueError as error:
     print(json.dumps({"error": str(error)}))
 """
 
 
-def read_in_new_process(source: str, **environment: str) -> dict:
+def read_in_new_process(source: str, options: dict | None = None, **environment: str) -> dict:
     """The endpoint of the Hub is read when its client is imported, hence a process of its own."""
-    env = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    env = {**os.environ, "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "0", **environment}
     env.pop("SMALL_DOGE_SOURCES", None)
-    done = subprocess.run([sys.executable, "-c", READ, source], env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", READ, source, json.dumps(options or {})]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def put_on_hub(root: Path, spec: SourceSpec, rows: list[dict]) -> None:
-    folder = root / spec.hub_id
+def put_on_hub(root: Path, spec: SourceSpec, rows: list[dict], tag: str = "") -> None:
+    folder = root / f"{spec.hub_id}{tag}"
     data = folder / (spec.config or "data")
     data.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), data / f"{spec.split}-00000-of-00001.parquet")
@@ -148,6 +150,44 @@ def test_a_named_source_streams_from_the_hub(name, tmp_path):
     assert [fields for fields, _ in out["rows"]] == made_rows(spec, 5)
     assert out["rows"][3][1] == f"{spec.name}:{spec.split}#3"
     assert any(spec.hub_id in path for path in asked)
+    assert out["notes"] == [f"{spec.name} was read from the Hub: {spec.hub_id} at main, commit {COMMIT}."]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("revision", ["v1", OLDER])
+def test_a_revision_pins_a_source_on_the_hub(revision, tmp_path):
+    spec = catalog()["finemath"]
+    put_on_hub(tmp_path / "hub", spec, [{"text": "new", "url": "u"}])
+    put_on_hub(tmp_path / "hub", spec, [{"text": "old", "url": "u"}], tag="@v1")
+    with serve(tmp_path / "hub") as (address, _):
+        out = read_in_new_process(
+            "finemath", {"revision": revision}, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home")
+        )
+    assert [fields["text"] for fields, _ in out["rows"]] == ["old"]
+    assert out["notes"] == [f"finemath was read from the Hub: {spec.hub_id} at {revision}, commit {OLDER}."]
+
+
+@pytest.mark.slow
+def test_a_revision_that_is_not_there_is_refused_in_one_line(tmp_path):
+    spec = catalog()["finemath"]
+    put_on_hub(tmp_path / "hub", spec, made_rows(spec))
+    with serve(tmp_path / "hub") as (address, _):
+        out = read_in_new_process("finemath", {"revision": "v9"}, HF_ENDPOINT=address, HF_HOME=str(tmp_path / "home"))
+    assert "\n" not in out["error"]
+    assert out["error"].startswith(f"Cannot read {spec.hub_id} from the Hub")
+
+
+@pytest.mark.parametrize("source", ["builtin:arithmetic", "local.jsonl", "finemath"])
+def test_a_source_that_is_not_on_the_hub_has_no_revision(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SMALL_DOGE_SOURCES", str(tmp_path))
+    Path("local.jsonl").write_text('{"text": "x"}')
+    Path("finemath").mkdir()
+    Path("finemath", "a.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(ValueError, match="has no revision 'v1': leave it out"):
+        next(open_source(source, Report(), revision="v1"))
+    with pytest.raises(ValueError, match="has no revision 'v1': leave it out"):
+        mix_datasets_by_ratio([{source: 1.0}], source_options={source: {"revision": "v1"}})
 
 
 @pytest.mark.slow

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import difflib
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from small_doge.processor.readers import SUFFIXES, Row, is_pattern, list_files, read_file_rows
 from small_doge.processor.report import Report
 from small_doge.processor.sources.catalog import SourceSpec, catalog
+from small_doge.processor.sources.hub import hub_rows
 from small_doge.processor.sources.software_heritage import with_files
 
 SOURCES_ENV = "SMALL_DOGE_SOURCES"
-CONNECT_S = 5
 BUILTIN_PREFIX = "builtin:"
 
 
 def open_source(
-    source: str, report: Report, *, split: str | None = None, on_truncated: str = "refuse", **builtin_options: Any
+    source: str,
+    report: Report,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    on_truncated: str = "refuse",
+    **builtin_options: Any,
 ) -> Iterator[Row]:
     """Yield the rows of a source, by name.
 
@@ -33,12 +37,14 @@ def open_source(
         source: the name.
         report: counts what cannot be read.
         split: of a saved data set or one on the Hub (default: the source's own, else `train`).
+        revision: branch, tag or commit of a data set on the Hub (default: its main branch, as it is now).
         on_truncated: "refuse" or "keep", for compressed files that break off.
         builtin_options: arguments of a builtin source.
 
     Raises:
         ValueError: no such source, or it cannot be read, with the mend.
     """
+    check_revision(source, revision)
     if source.startswith(BUILTIN_PREFIX):
         yield from _builtin_rows(source, builtin_options)
     elif Path(source).exists() or is_pattern(source):
@@ -48,17 +54,36 @@ def open_source(
         if local is not None:
             rows = local_rows(local, report, split=split, on_truncated=on_truncated, name=source)
         else:
-            rows = hub_rows(source, spec.hub_id, spec.config, split or spec.split, spec.revision)
+            rows = hub_rows(source, spec.hub_id, spec.config, split or spec.split, revision or spec.revision, report)
         yield from with_files(rows, report, source) if spec.fetch and local is None else rows
     elif _looks_like_path(source):
         raise ValueError(f"There is no file or folder {source}: correct the path.")
     elif source.count("/") == 1:
-        yield from hub_rows(source, source, None, split or "train", None)
+        yield from hub_rows(source, source, None, split or "train", revision, report)
     else:
         raise ValueError(
             f"Unknown source {source!r}{_nearest(source)}: "
             f"give a path, a Hub id owner/name, or one of {', '.join(source_names())}."
         )
+
+
+def hub_address(source: str) -> tuple[str, str | None] | None:
+    """Hub id and default revision of a source that is read from the Hub; None for one that is read elsewhere."""
+    if source.startswith(BUILTIN_PREFIX) or Path(source).exists() or is_pattern(source):
+        return None
+    if spec := catalog().get(source.lower()):
+        return None if local_copy(spec) else (spec.hub_id, spec.revision)
+    return (source, None) if source.count("/") == 1 and not _looks_like_path(source) else None
+
+
+def check_revision(source: str, revision: str | None) -> None:
+    """Refuse a revision for a source that has none.
+
+    Raises:
+        ValueError: the source is not read from the Hub.
+    """
+    if revision is not None and hub_address(source) is None:
+        raise ValueError(f"{source} is not read from the Hub, so it has no revision {revision!r}: leave it out.")
 
 
 def source_names() -> list[str]:
@@ -115,39 +140,6 @@ def _builtin_rows(source: str, options: dict[str, Any]) -> Iterator[Row]:
         raise ValueError(f"Unknown source {source!r}{_nearest(source)}: choose one of {', '.join(source_names())}.")
     for number, fields in enumerate(BUILTIN_SOURCES[source](**options)):
         yield Row(fields, f"{source}#{number}")
-
-
-def hub_rows(source: str, hub_id: str, config: str | None, split: str, revision: str | None) -> Iterator[Row]:
-    """Yield the rows of a data set on the Hub, streaming.
-
-    Raises:
-        ValueError: the Hub cannot be reached or has no such data set, and what would serve instead.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        _check_hub_answers()
-        rows = load_dataset(hub_id, config, split=split, revision=revision, streaming=True)
-        for number, fields in enumerate(rows):
-            yield Row(fields, f"{source}:{split}#{number}")
-    except (OSError, ConnectionError, DatasetNotFoundError) as error:
-        spec = catalog().get(source.lower())
-        columns = f"with the columns {', '.join(spec.columns)}" if spec else "with the same columns"
-        raise ValueError(
-            f"Cannot read {hub_id} from the Hub ({str(error).splitlines()[0][:150]}): connect, or put a .jsonl or "
-            f".parquet file {columns} into $SMALL_DOGE_SOURCES/{source}, or give its path as the source."
-        ) from None
-
-
-def _check_hub_answers() -> None:
-    """Fail within seconds where there is no network; the Hub's own client tries for a minute."""
-    from huggingface_hub.constants import ENDPOINT
-
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return
-    url = urlsplit(ENDPOINT)
-    socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), CONNECT_S).close()
 
 
 def _looks_like_path(source: str) -> bool:

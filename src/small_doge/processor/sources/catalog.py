@@ -18,7 +18,7 @@ class SourceSpec:
     Attributes:
         name, description: what it is called here and what it holds.
         kind: "text", "conversation" or "preference".
-        hub_id, config, split, revision: where it is on the Hub.
+        hub_id, config, split, revision: where it is on the Hub. A report names the commit that a branch stood for.
         columns: the columns that we read, each with a word on it.
         license, citation: to be named wherever a result uses it.
         text_field: the column of the text, for kind "text".
