@@ -6,8 +6,8 @@
 
 Every stage is `python -m small_doge.trainer.doge.STAGE --config RECIPE --option value ...`: the size's recipes with the
 options of STAGES for one GPU of 80 GB, and those of --options ({stage: {option: value}}) over them. After a stage its
-model is measured on what no stage has seen: loss on answers, preference pairs, and sums (n = 1,000) answered greedily
-by the engine. A finished stage is not run again. Results go to OUT/real_run.json; the last line printed is JSON.
+model is measured on what no stage has seen: loss on answers, preference pairs, and problems answered greedily by the
+engine. A finished stage is not run again. Results go to OUT/real_run.json; the last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -29,15 +29,24 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from small_doge.evaluation.likelihood import Scored, log_likelihoods, preference_scores
-from small_doge.evaluation.problems import ProblemScores, solve
+from small_doge.evaluation.problems import solve
 from small_doge.evaluation.statistics import mean_interval, paired_difference_interval, wilson_interval
 from small_doge.inference import load
+from small_doge.inference.engine import Engine
 from small_doge.models.loading import load_checkpoint
 from small_doge.processor.builtin import BUILTIN_SOURCES
 from small_doge.utils.hardware import default_device, device_name
 from small_doge.utils.provenance import git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
+MUON: dict[str, Any] = {
+    "optimizer": "muon",
+    "muon_momentum": 0.9,
+    "adam_beta2": 0.95,
+    "lr_scheduler_type": "linear",
+    "lr_scheduler_kwargs": None,
+}
+ONE_GPU: dict[str, Any] = {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1}
 STAGES: dict[str, dict[str, Any]] = {
     "pretrain": {
         "module": "pt",
@@ -49,25 +58,26 @@ STAGES: dict[str, dict[str, Any]] = {
         "module": "sft",
         "recipe": "{size}-Instruct/sft/config_full.yaml",
         "dataset": "ft_dataset",
-        "per_device_train_batch_size": 64,
-        "gradient_accumulation_steps": 2,
         "train_sampling_strategy": "group_by_length",
+        **ONE_GPU,
     },
     "dpo": {
         "module": "dpo",
         "recipe": "{size}-Instruct/dpo/config_full.yaml",
         "dataset": "preference_dataset",
-        "per_device_train_batch_size": 32,
-        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
     },
     "distill": {
         "module": "sft",
         "recipe": "{size}-Reason/sft/config_full.yaml",
         "dataset": "reasoning_dataset",
         "max_length": 2048,
-        "per_device_train_batch_size": 64,
-        "gradient_accumulation_steps": 2,
         "train_sampling_strategy": "group_by_length",
+        "muon_learning_rate": 0.02,
+        "learning_rate": 0.005,
+        **ONE_GPU,
+        **MUON,
     },
     "grpo": {
         "module": "grpo",
@@ -76,12 +86,19 @@ STAGES: dict[str, dict[str, Any]] = {
         "reward_weights": [1.0, 0.1],
         "per_device_train_batch_size": 512,
         "gradient_accumulation_steps": 1,
-        "max_completion_length": 128,
+        "max_completion_length": 64,
         "max_steps": 150,
+        "muon_learning_rate": 0.005,
+        "learning_rate": 0.001,
+        **MUON,
     },
 }
 """What each stage runs, and the options that differ from its recipe."""
-PROBLEMS: dict[str, Any] = {"n": 1000, "seed": 7, "split": "test", "steps": [1, 2, 3, 4], "max_value": 99}
+TASKS: dict[str, dict[str, Any]] = {
+    "comparisons": {"n": 1000, "kinds": ["larger", "smaller"], "max_value": 99},
+    "sums": {"n": 500, "kinds": ["chain", "bare", "difference", "total"], "steps": [1, 2, 3, 4], "max_value": 99},
+}
+"""Held-out problems of `builtin:arithmetic`: those that GRPO reinforces, and others that it does not."""
 QUESTIONS = (
     "Who are you?",
     "What is photosynthesis?",
@@ -108,7 +125,6 @@ class Run:
             "commit": git_state(ROOT) or os.environ.get("COMMIT", "unknown"),
             "versions": versions(),
         }
-        self.scores: dict[str, ProblemScores] = {}
 
     def walk(self) -> None:
         """Train and measure stage after stage."""
@@ -187,21 +203,31 @@ class Run:
         del model
         engine = load(path, device=str(self.device), dtype="bfloat16" if self.device.type == "cuda" else "float32")
         if name != "pretrain":
-            problems = list(BUILTIN_SOURCES["builtin:arithmetic"](**PROBLEMS | {"n": self.args.problems}))
-            solved = solve(engine, problems, max_new_tokens=128, batch_size=500)
-            figures["problems_n"] = len(problems)
-            figures["problems_right"] = round(solved.accuracy, 4)
-            figures["problems_right_ci95"] = solved.ci95
-            figures["problems_well_formed"] = round(solved.format_rate, 4)
-            (self.out / f"{name}.right.json").write_text(json.dumps(solved.right))
-            if name == "grpo":
-                before = json.loads((self.out / "distill.right.json").read_text())
-                figures["change_ci95"] = paired_difference_interval(before, solved.right)
+            figures |= {task: self.answer(name, engine, task) for task in TASKS}
         prompts: list[Any] = [[{"role": "user", "content": question}] for question in QUESTIONS]
         if name == "pretrain":
             prompts = ["The capital of France is", "Photosynthesis is"]
         answers = engine.generate(prompts, max_new_tokens=96)
         figures["samples"] = [[str(p), answer.text] for p, answer in zip(prompts, answers, strict=True)]
+        return figures
+
+    def answer(self, name: str, engine: Engine, task: str) -> dict[str, Any]:
+        """Accuracy on a task, and for the last stage its change from the one before on the same problems."""
+        options = TASKS[task] | {"n": min(TASKS[task]["n"], self.args.problems), "seed": 11, "split": "test"}
+        solved = solve(
+            engine, list(BUILTIN_SOURCES["builtin:arithmetic"](**options)), max_new_tokens=128, batch_size=500
+        )
+        file = f"{task}.right.json"
+        (self.out / f"{name}.{file}").write_text(json.dumps(solved.right))
+        figures = {
+            "n": len(solved.right),
+            "right": round(solved.accuracy, 4),
+            "ci95": solved.ci95,
+            "well_formed": round(solved.format_rate, 4),
+        }
+        if name == "grpo":
+            before = json.loads((self.out / f"distill.{file}").read_text())
+            figures["change_ci95"] = paired_difference_interval(before, solved.right)
         return figures
 
 
@@ -214,7 +240,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer"))
     parser.add_argument("--options", type=Path, help="YAML: {stage: {option: value}}")
     parser.add_argument("--until", choices=STAGES, help="the last stage to run")
-    parser.add_argument("--problems", type=int, default=PROBLEMS["n"], help="sums to answer after a stage")
+    parser.add_argument("--problems", type=int, default=1000, help="the most of a task to answer")
     parser.add_argument("--held-out", type=int, default=500, help="the most rows to measure a loss on")
     args = parser.parse_args()
     for name in ("out", "datasets", "tokenizer"):

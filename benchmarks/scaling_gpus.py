@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -88,6 +89,8 @@ def make_inputs(folder: Path, length: int) -> None:
 
 
 def recipe(run: Run, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+    # A step of the released batch is long: of those, fewer.
+    steps = max(6, options.steps // 5) if run.kind == "strong" else options.steps
     return {
         "model_config": model_fields(run.size),
         "tokenizer_name_or_path": str(inputs / "tokenizer"),
@@ -95,8 +98,8 @@ def recipe(run: Run, inputs: Path, options: argparse.Namespace) -> dict[str, Any
         "output_dir": str(run.folder),
         "per_device_train_batch_size": run.micro,
         "gradient_accumulation_steps": run.accumulation,
-        "max_steps": options.steps,
-        "logging_steps": 1 if run.kind == "strong" else max(1, options.steps // 10),
+        "max_steps": steps,
+        "logging_steps": 1 if run.kind == "strong" else max(1, steps // 10),
         "learning_rate": 1e-3,
         "lr_scheduler_type": "warmup_stable_decay",
         "optimizer": options.optimizer,
@@ -135,19 +138,20 @@ def collect(run: Run) -> None:
         run.log = [json.loads(line) for line in path.read_text().splitlines()]
     if not any("train_runtime" in line for line in run.log):
         lines = (run.folder.parent / f"{run.name}.out").read_text().splitlines()
-        told = [line for line in lines if "error" in line.lower()] or lines
-        run.error = told[-1][:400] if told else "no output"
+        # The first is the run's own; those of the launcher follow, and say only that it failed.
+        told = [line for line in lines if re.search(r"^(\[\w+\]: *)?(error: |[\w.]*(Error|Exception): )", line)]
+        run.error = (told or lines[-1:] or ["no output"])[0][:400]
     shutil.rmtree(run.folder, ignore_errors=True)
 
 
 def plan(options: argparse.Namespace, folder: Path) -> list[Run]:
-    """All runs, those that matter most first: one GPU, then most GPUs."""
+    """All runs, those that matter most first: one GPU, several sizes side by side, then most GPUs."""
     runs = []
     for kind in ("weak", "strong") if options.strong else ("weak",):
-        for size in options.sizes:
-            micro = options.micro_batch or MICRO_BATCHES[size]
-            batch = RELEASED_RUNS[size].batch_tokens // 2048 if size in RELEASED_RUNS else 4 * max(options.gpus)
-            for gpus in sorted(options.gpus, key=lambda n: (n != 1, -n)):
+        for gpus in sorted(options.gpus, key=lambda n: (n != 1, -n)):
+            for size in options.sizes:
+                micro = options.micro_batch or MICRO_BATCHES[size]
+                batch = RELEASED_RUNS[size].batch_tokens // 2048 if size in RELEASED_RUNS else 4 * max(options.gpus)
                 for engine in ["one"] if gpus == 1 else options.engines if kind == "weak" else options.engines[:1]:
                     part = min(micro, batch // gpus)
                     accumulation = 1 if kind == "weak" else batch // (gpus * part)
@@ -158,7 +162,10 @@ def plan(options: argparse.Namespace, folder: Path) -> list[Run]:
 
 
 def run_all(runs: list[Run], inputs: Path, options: argparse.Namespace, available: int) -> None:
-    """Run what fits side by side, until the time is up; what is left gets its error."""
+    """Run what fits side by side, until the time is up; what is left gets its error.
+
+    No run overtakes one that waits for more GPUs: else those that want them all would never get them.
+    """
     end = time.monotonic() + 60 * options.minutes
     running: list[tuple[Run, subprocess.Popen[str], list[int]]] = []
     waiting, port = list(runs), 29600
@@ -168,7 +175,9 @@ def run_all(runs: list[Run], inputs: Path, options: argparse.Namespace, availabl
             if time.monotonic() > end - options.seconds_a_run:
                 run.error = "not run: the time was up"
                 waiting.remove(run)
-            elif run.gpus <= len(free) and not (options.alone and running):
+            elif run.gpus > len(free) or (options.alone and running):
+                break
+            else:
                 devices, free = free[: run.gpus], free[run.gpus :]
                 running.append((run, launch(run, inputs, options, devices, port), devices))
                 waiting.remove(run)
