@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 import sys
@@ -61,6 +62,17 @@ def test_a_part_of_the_rows_is_the_same_part_with_the_same_report(recipe, tmp_pa
     prepare(recipe, size)
     alone = every_byte(tmp_path / "out")
     assert every_byte(prepare_distributed(recipe, "local", tasks=2, workers=1, overrides=size)) == alone
+
+
+def test_what_is_noted_in_reading_is_in_the_report(recipe, tmp_path):
+    broken = tmp_path / "a" / "2.jsonl.gz"
+    broken.write_bytes(gzip.compress((tmp_path / "a" / "1.jsonl").read_bytes())[:-9])
+    source = f"{tmp_path}/a"
+    change = {"datasets_and_ratios": [{source: 1.0}], "source_options": {source: {"on_truncated": "keep"}}}
+    prepare(recipe, change)
+    alone = every_byte(tmp_path / "out")
+    assert "breaks off" in Report.load(tmp_path / "out").notes[0]
+    assert every_byte(prepare_distributed(recipe, "local", tasks=2, workers=1, overrides=change)) == alone
 
 
 def test_files_encoded_before_a_failure_are_not_encoded_again(recipe, on_one_machine, tmp_path):

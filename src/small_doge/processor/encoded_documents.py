@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from small_doge.processor.token_stream import DocumentEncoder
 
 DOCUMENTS_A_BATCH = 512
+NOTE = "note"
+"""Stands where the reason of a dropped row would: this entry is no row, its detail is a note of the report."""
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class EncodedDocument:
 
 
 class Recorder(Report):
-    """A report that also keeps each drop in order, so that reading the encoded file can tell it again."""
+    """A report that also keeps each drop and note in order, so that reading the encoded file can tell it again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +46,10 @@ class Recorder(Report):
     def drop(self, source: str, reason: str, origin: str, detail: str = "") -> None:
         super().drop(source, reason, origin, detail)
         self.events.append((reason, origin, detail))
+
+    def note(self, line: str) -> None:
+        super().note(line)
+        self.events.append((NOTE, "", line))
 
 
 @dataclass
@@ -82,7 +88,7 @@ class DocumentFile:
     def _entries(self, rows: Iterator[Row], report: Recorder) -> Iterator[dict[str, Any]]:
         first, costly = self.quality.first_blocks(), self.quality.costly_blocks()
         for document in documents_of(rows, self.source, self.text_field, report):
-            yield from _dropped(report)
+            yield from _events(report)
             key = None
             reason = next((reason for block in first if (reason := block(document.text)) is not None), None)
             if reason is None and self.quality.exact_duplicates:
@@ -90,7 +96,7 @@ class DocumentFile:
             if reason is None:
                 reason = next((reason for block in costly if (reason := block(document.text)) is not None), None)
             yield _entry(document, key, reason)
-        yield from _dropped(report)
+        yield from _events(report)
 
 
 def read_encoded(
@@ -105,6 +111,9 @@ def read_encoded(
             values, offsets = tokens.values.to_numpy(zero_copy_only=True), tokens.offsets.to_numpy()
             others = batch.drop_columns(["tokens"]).to_pylist()
             for number, entry in enumerate(others):
+                if entry["reason"] == NOTE:
+                    report.note(entry["detail"])
+                    continue
                 report.read[source] += 1
                 reason = duplicates.judge(entry["key"]) if duplicates is not None and entry["key"] else None
                 reason = reason or entry["reason"]
@@ -144,7 +153,7 @@ def _entry(document: Document, key: bytes | None, reason: str | None) -> dict[st
     }
 
 
-def _dropped(report: Recorder) -> Iterator[dict[str, Any]]:
+def _events(report: Recorder) -> Iterator[dict[str, Any]]:
     for reason, origin, detail in report.events:
         yield {"text": None, "key": None, "origin": origin, "reason": reason, "detail": detail}
     report.events.clear()

@@ -75,6 +75,8 @@ def _download_one(name: str, folder: Path, max_rows: int | None) -> int:
         partial.replace(path)
         total += len(part)
         logger.info("%s: %d rows", name, total)
+    for line in report.notes:
+        logger.info("%s", line)
     for reason, places in report.examples.items():
         logger.warning("%s: %d rows left out: %s, first at %s", name, report.dropped[name][reason], reason, places[0])
     done.write_text(str(total))
