@@ -162,7 +162,7 @@ def time_slots(table: Table, model: DogeForCausalLM, size: str, batch: int, roun
         variants["slots greedy, cuBLAS"] = ({"matvec_lanes": 0}, SamplingParams())
         variants["slots greedy, matrix-vector"] = ({"matvec_lanes": batch}, SamplingParams())
     if batch == 1:
-        variants["slots greedy, overlapped"] = ({"overlap": True}, SamplingParams())
+        variants["slots greedy, kernels one after another"] = ({"overlap": False}, SamplingParams())
     rows, given = list(range(batch)), prompts(batch)
     for name, (options, how) in variants.items():
         if time.monotonic() > deadline:

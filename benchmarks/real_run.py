@@ -157,7 +157,7 @@ class Run:
         print(" ".join(command), flush=True)
         start = time.monotonic()
         with (self.out / f"{name}.log").open("w") as log:
-            if subprocess.run(command, stdout=log, stderr=log, cwd=self.args.folder).returncode:
+            if subprocess.run(command, stdout=log, stderr=log, cwd=self.out).returncode:
                 sys.exit("".join((self.out / f"{name}.log").read_text().splitlines(keepends=True)[-30:]))
         return time.monotonic() - start
 
@@ -245,7 +245,6 @@ def main() -> None:
     args = parser.parse_args()
     for name in ("out", "datasets", "tokenizer"):
         setattr(args, name, getattr(args, name).resolve())
-    args.folder = args.out
     Run(args).walk()
 
 

@@ -34,8 +34,9 @@ MATVEC_LANES = 2
 """Most lanes that the matrix-vector kernels serve: an H100 took 130 and 198 us for a token of one lane of the 20M by
 them and by cuBLAS, 317 and 200 us for one of eight (benchmarks/results, 2026-11-25)."""
 
-OVERLAP = False
-"""Whether the matrix-vector kernels are launched early, to load their weights while the kernel before still runs."""
+OVERLAP_SINCE = (9, 0)
+"""Compute capability from which the matrix-vector kernels are launched early, to load their weights while the kernel
+before still runs: one lane of the 20M went from 7,324 to 8,719 tokens/s on an H100 (benchmarks/results, 2026-11-26)."""
 
 STEPS_PER_GRAPH = 8
 """Tokens of one replay where the step is short."""
@@ -72,10 +73,12 @@ class KernelStep:
     """The token step as kernel launches over `lanes` lanes; same calls as `EagerStep`."""
 
     def __init__(
-        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool = OVERLAP
+        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool | None = None
     ) -> None:
-        self.weights, self.state, self.matvec_lanes, self.overlap = weights, state, matvec_lanes, overlap
         config, device = weights.config, state.length.device
+        if overlap is None:
+            overlap = device.type == "cuda" and torch.cuda.get_device_capability(device) >= OVERLAP_SINCE
+        self.weights, self.state, self.matvec_lanes, self.overlap = weights, state, matvec_lanes, overlap
         self.width, self.inner, self.vocab = config.hidden_size, config.intermediate_size, config.vocab_size
         self.heads, self.size = config.num_attention_heads, config.head_size
         assert config.num_key_value_heads is not None
@@ -282,7 +285,7 @@ class GraphedStep(KernelStep):
     """`KernelStep` replayed from CUDA graphs, captured at the first use of each number of lanes."""
 
     def __init__(
-        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool = OVERLAP
+        self, weights: DecodeWeights, state: SlotState, matvec_lanes: int = MATVEC_LANES, overlap: bool | None = None
     ) -> None:
         super().__init__(weights, state, matvec_lanes, overlap)
         self._graphs: dict[tuple[int, str, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
