@@ -5,12 +5,6 @@ import re
 
 _ROLE = re.compile(r":(?:py:|c:)?[\w+-]+(?::[\w+-]+)?:`~?\.?([^`<]*?)(?:\s*<[^`]*>)?`")
 _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{1,2}")
-_DROPPED_DIRECTIVE = re.compile(
-    r"(?:version\w+|deprecated\w*|math|image|figure|plot|autosummary|automodule|autoclass|autofunction|currentmodule|"
-    r"module|index|toctree|contents|only|raw|include|literalinclude|highlight|sectionauthor|moduleauthor|_\S.*|"
-    r"tip_|list-table|csv-table|table|testsetup|testcleanup|admonition|availability|legacy|redirect\S*|data|rubric"
-    r"|plot_directive|cssclass|container|class|list|grid\S*|tab\S*|dropdown|card|svgbob|digraph|graphviz|c?function)"
-)
 _DIRECTIVE = re.compile(r"^(\s*)\.\. +(?:\|.*\| )?([\w:-]+?|_\S.*?) ?::?(?: +(.*))?$")
 _KEPT_TITLE = {
     "note", "warning", "seealso", "tip", "important", "hint", "caution", "attention", "danger", "error", "impl-detail",
