@@ -4,7 +4,7 @@ python benchmarks/cpu_load.py [--sizes 20M 60M 160M 320M] [--dtypes fp32 bf16 in
 
 "checkpoint" packs the weights of an fp32 Hugging Face folder, "saved file" maps what `NativeModel.save` wrote; both end
 with one token decoded. Peak memory is the resident set above an idle process that has imported the core; pages of a
-mapped file count where they were touched. The last line printed is the rows as JSON.
+mapped file count where they were touched. Linux only. The last line printed is the rows as JSON.
 """
 
 import argparse
@@ -18,17 +18,22 @@ from cpu_decode import SIZES, Table, random_checkpoint
 
 from small_doge.inference.native import DTYPES, NativeModel
 
+# ru_maxrss would be the parent's at first: a child takes it over. /proc has the process's own, and sets it back.
 CHILD = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from small_doge.inference.native import NativeModel
-idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def kilobytes(name):
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+Path("/proc/self/clear_refs").write_text("5")
+idle = kilobytes("VmRSS")
 start = time.perf_counter()
 core = NativeModel.load(sys.argv[1], sys.argv[2])
 loaded = time.perf_counter() - start
 session = core.new_session()
 session.prefill([[0]])
 session.decode(1)
-print(loaded, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1e3)
+print(loaded, (kilobytes("VmHWM") - idle) / 1e3)
 """
 
 
