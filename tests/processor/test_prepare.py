@@ -94,7 +94,7 @@ from small_doge.processor.prepare import prepare
 
 class Slow(pretrain_mix.PretrainMix):
     def __init__(self, **arguments):
-        super().__init__(**arguments, window_rows=32, shard_rows=64, progress=lambda tokens: time.sleep(0.03))
+        super().__init__(**arguments, window_rows=32, shard_rows=64, progress=lambda tokens: time.sleep(0.2))
 
 import small_doge.processor.pt_datasets_process as process
 process.PretrainMix = Slow
