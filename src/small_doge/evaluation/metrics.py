@@ -6,25 +6,19 @@ import json
 from typing import Any
 
 from small_doge.evaluation.ifeval import follows, variants
-from small_doge.rewards.answers import final_number, mathematics
-from small_doge.rewards.thinking import split_thinking
-
-
-def answer_part(text: str) -> str:
-    """What follows the thoughts, or the whole text where there are none."""
-    parts = split_thinking(text)
-    return parts[1] if parts else text
+from small_doge.rewards.answers import accuracy, mathematics
 
 
 def same_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the last number of the answer is the one that the solution ends with (GSM8K: `#### n`)."""
-    gold = final_number(doc["answer"])
-    return {"exact_match": float(gold is not None and final_number(answer_part(results[0])) == gold)}
+    """Whether the last number of the answer is the one that the solution ends with (GSM8K: `#### n`); thoughts do not
+    count, as in the rewards.
+    """
+    return {"exact_match": accuracy(results[0], doc["answer"]) or 0.0}
 
 
 def same_mathematics(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the answer's last expression equals the reference, as math-verify judges it."""
-    return {"exact_match": mathematics(answer_part(results[0]), doc["answer"]) or 0.0}
+    """Whether the answer's last expression equals the reference, as math-verify judges it; thoughts do not count."""
+    return {"exact_match": mathematics(results[0], doc["answer"]) or 0.0}
 
 
 def followed(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
