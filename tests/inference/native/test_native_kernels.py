@@ -5,22 +5,21 @@ from small_doge.inference import native
 
 TYPES = {"fp32": 0, "bf16": 1, "int8": 2, "int4": 3}
 GROUP = {"int8": 128, "int4": 32}
-LARGEST = {("avx2", "int8"): 63}  # of an input's bytes; 127 elsewhere
 
 
 def isas() -> list[str]:
     return native.available_isas() if native.is_available() else ["plain"]
 
 
-def quantized_input(x: np.ndarray, group: int, most: int) -> np.ndarray:
-    """x after symmetric rounding to bytes of at most `most`, in groups along the last axis."""
+def quantized_input(x: np.ndarray, group: int) -> np.ndarray:
+    """x after symmetric 8-bit rounding in groups along the last axis."""
     tokens, cols = x.shape
     padded = np.zeros((tokens, -(-cols // group) * group), np.float32)
     padded[:, :cols] = x
     grouped = padded.reshape(tokens, -1, group)
     largest = np.abs(grouped).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(most), largest, out=np.zeros_like(largest), where=largest > 0)
-    return (np.rint(grouped * inverse) * (largest / np.float32(most))).reshape(tokens, -1)[:, :cols]
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    return (np.rint(grouped * inverse) * (largest / np.float32(127))).reshape(tokens, -1)[:, :cols]
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 7, 13, 64], ids=lambda n: f"{n} tokens")
@@ -33,8 +32,7 @@ def test_product_equals_the_widened_weights_times_the_rounded_input(isa: str, dt
         x = rng.standard_normal((tokens, cols), np.float32)
         got = native._core.product(weight, x, TYPES[dtype], isa)
         wide = native._core.round_trip(weight, TYPES[dtype])
-        most = LARGEST.get((isa, dtype), 127)
-        rounded = x if dtype in ("fp32", "bf16") else quantized_input(x, GROUP[dtype], most)
+        rounded = x if dtype in ("fp32", "bf16") else quantized_input(x, GROUP[dtype])
         np.testing.assert_allclose(got, rounded @ wide.T, rtol=0, atol=2e-5 * cols)
 
 

@@ -243,11 +243,14 @@ Activations skip(const Activations& x, int tokens) {
 
 void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last) {
     int panel = first;
-    if (tokens == 1 && m.type == Type::int8)
-        for (; panel + kPanelsInt8 <= last; panel += kPanelsInt8)
-            panel_int8<kPanelsInt8, 1>(m, panel, x, out + size_t(panel) * kPanel, ldo);
-    if (tokens == 1 && m.type == Type::int4)  // two panels share each broadcast of x
-        for (; panel + 2 <= last; panel += 2) panel_int4<2, 1>(m, panel, x, out + size_t(panel) * kPanel, ldo);
+    if (tokens == 1 && is_integer(m.type)) {  // two panels share each broadcast of x
+        for (; panel + 2 <= last; panel += 2) {
+            if (m.type == Type::int8)
+                panel_int8<2, 1>(m, panel, x, out + size_t(panel) * kPanel, ldo);
+            else
+                panel_int4<2, 1>(m, panel, x, out + size_t(panel) * kPanel, ldo);
+        }
+    }
     const int most = is_integer(m.type) ? kTokensInt : m.type == Type::bf16 ? kTokensBf16 : kTokens;
     for (; panel < last; ++panel) {
         for (int t = 0; t < tokens;) {
@@ -277,13 +280,12 @@ void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int l
 
 void quantize(const float* x, int n, Type type, int8_t* q, float* scale, int32_t* sum) {
     const int group = group_of(type);
-    const float most = type == Type::int8 ? kLargest8 : 127.0f;
     for (int g = 0; g * group < n; ++g) {
         const float* xg = x + g * group;
         F m = zero();
         for (int i = 0; i < group; i += W) m = max(m, abs(load(xg + i)));
         const float largest = hmax(m);
-        const float inverse = largest > 0 ? most / largest : 0.0f;
+        const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
         float rounded[kGroup8];
         for (int i = 0; i < group; i += W) store(rounded + i, round(mul(load(xg + i), set1(inverse))));
         int32_t total = 0;
@@ -292,7 +294,7 @@ void quantize(const float* x, int n, Type type, int8_t* q, float* scale, int32_t
             q[g * group + i] = static_cast<int8_t>(v);
             total += v;
         }
-        scale[g] = largest / most;
+        scale[g] = largest / 127.0f;
         sum[g] = total;
     }
 }

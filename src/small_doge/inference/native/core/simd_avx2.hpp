@@ -14,10 +14,6 @@ constexpr int W = 8;
 constexpr int kTokens = 6;  // tokens in the register tile of the float kernels: 6 x 2 of the 16 registers
 constexpr int kTokensBf16 = 4;
 constexpr int kTokensInt = 4;
-// Bytes of activations in int8 products. vpmaddubsw adds two products in 16 bits, 2 * 255 * 63 = 32,130 at the most; at
-// 127 one operand would have to be |x|, with the sign moved to w: an instruction more on the two units that multiply.
-constexpr float kLargest8 = 63.0f;
-constexpr int kPanelsInt8 = 1;  // at once for a lone token: two streams of weights are read slower than one
 constexpr const char* kName = "avx2";
 
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
@@ -75,20 +71,18 @@ using I = __m256i;
 struct X4 {
     __m256i q;
 };
-// vpmaddubsw wants one unsigned operand: weights enter as w + 128, and 128 times the sum of x is taken off here.
-inline I int_start(int32_t sum) { return _mm256_set1_epi32(-128 * sum); }
+inline I int_start(int32_t) { return _mm256_setzero_si256(); }
 inline X4 broadcast4(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
     return {_mm256_set1_epi32(a)};
 }
 using W4 = __m256i;
-inline W4 load_w4(const uint8_t* p) {
-    return _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-                            _mm256_set1_epi8(static_cast<char>(0x80)));
-}
+inline W4 load_w4(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+// vpmaddubsw wants one unsigned operand: |x|, with the sign of x moved to w. |x| <= 127 and |w| <= 127, so a pair of
+// products is at most 32,258 and never saturates.
 inline I dot4(I acc, W4 w, X4 x) {
-    const __m256i pairs = _mm256_maddubs_epi16(w, x.q);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x.q), _mm256_sign_epi8(w, x.q));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }

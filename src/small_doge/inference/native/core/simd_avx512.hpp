@@ -14,8 +14,6 @@ constexpr int W = 16;
 constexpr int kTokens = 12;
 constexpr int kTokensBf16 = 8;
 constexpr int kTokensInt = 8;
-constexpr float kLargest8 = 127.0f;  // of the activations in int8 products
-constexpr int kPanelsInt8 = 2;  // at once for a lone token: they share each broadcast of x
 constexpr const char* kName = "avx512";
 
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }

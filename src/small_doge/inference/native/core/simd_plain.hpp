@@ -13,8 +13,6 @@ constexpr int W = 8;
 constexpr int kTokens = 4;
 constexpr int kTokensBf16 = 4;
 constexpr int kTokensInt = 2;
-constexpr float kLargest8 = 127.0f;  // of the activations in int8 products
-constexpr int kPanelsInt8 = 2;  // at once for a lone token: they share each broadcast of x
 constexpr const char* kName = "plain";
 
 inline void prefetch(const uint8_t*) {}
