@@ -184,14 +184,15 @@ def run_all(runs: list[Run], inputs: Path, options: argparse.Namespace, availabl
                 port += 1
         for entry in list(running):
             run, process, devices = entry
-            late = time.monotonic() > end
-            if process.poll() is None and late:
+            late = process.poll() is None and time.monotonic() > end
+            if late:
                 process.terminate()
                 process.wait()
             if process.poll() is not None:
                 running.remove(entry)
                 free += devices
                 collect(run)
+                run.error = "not finished: the time was up" if late else run.error
                 print(f"{run.name}: {run.error or f'{statistics.median(run.speeds()):,.0f} tokens/s'}", flush=True)
         time.sleep(0.5)
 
