@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,13 @@ def launch(config: str, argv: list[str]) -> None:
     assert process.returncode == 0, errors
 
 
-def compare(recipe, stage, **changes) -> None:
+def compare(recipe, stage, config: str = "ddp.yaml", rel: float = 1e-5, **changes) -> None:
     assert stage.run(recipe("one", max_steps=4, **changes)) == 0
-    launch("ddp.yaml", recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
+    launch(config, recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
     (record,) = json.loads((recipe.folder / "two" / "run.json").read_text())["starts"]
     assert record["processes"] == 2
     for figure in ("loss", "grad_norm"):
-        assert recipe.log("two", figure) == pytest.approx(recipe.log("one", figure), rel=1e-5)
+        assert recipe.log("two", figure) == pytest.approx(recipe.log("one", figure), rel=rel)
 
 
 def test_two_processes_train_as_one_with_two_micro_batches(recipe, stage) -> None:
@@ -57,6 +58,18 @@ def test_two_processes_train_as_one_with_two_micro_batches(recipe, stage) -> Non
 @pytest.mark.slow
 def test_two_processes_train_as_one_by_muon(recipe, stage) -> None:
     compare(recipe, stage, optimizer="muon")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs `pip install deepspeed`, which no extra installs")
+@pytest.mark.parametrize(("zero", "rel"), [(2, 1e-5), (3, 1e-3)], ids=["ZeRO-2", "ZeRO-3"])
+def test_two_processes_train_as_one_from_a_checkpoint(
+    zero: int, rel: float, recipe, stage, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    # A new model's weights are other draws under ZeRO-3, which makes them in parts.
+    start = {"model_config": None, "tokenizer_name_or_path": None, "model_name_or_path": str(model_folder)}
+    compare(recipe, stage, f"deepspeed_zero{zero}.yaml", rel, **start)
 
 
 @pytest.mark.slow
