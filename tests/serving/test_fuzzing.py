@@ -44,6 +44,6 @@ def test_a_few_requests_that_nobody_thought_of(small_server, tmp_path):
 
 @pytest.mark.slow
 def test_ten_thousand_requests_that_nobody_thought_of(small_server, tmp_path):
-    count = fuzz(small_server, "examples,coverage,fuzzing", 2600, tmp_path)
+    count = fuzz(small_server, "examples,coverage,fuzzing", 3100, tmp_path)
     print(f"{count} requests")
     assert count >= 10_000

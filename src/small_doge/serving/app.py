@@ -131,7 +131,9 @@ def _describe_models(app: FastAPI, models: ModelList) -> None:
             schema["components"]["schemas"][body]["properties"]["model"]["enum"] = names
         for name in ("/v1/chat/completions", "/v1/completions"):
             content = schema["paths"][name]["post"]["responses"]["200"]["content"]
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            # Before OpenAPI 3.2 the schema of a stream is that of each event.
+            event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+            content["text/event-stream"] = {"schema": event}
         for path in schema["paths"].values():
             for operation in path.values():
                 # FastAPI's own answer to bad input, which this server gives as 400.
