@@ -87,8 +87,10 @@ class EchoSession:
         reply = prompt
         if self.eot in prompt:
             end = len(prompt) - 1 - prompt[::-1].index(self.eot)
-            start = end - prompt[:end][::-1].index(self.end_header)
-            reply = prompt[start:end]
+            reply = prompt[:end]
+            # A prompt of bare token ids may end a turn that has no header.
+            if self.end_header in reply:
+                reply = reply[end - reply[::-1].index(self.end_header) :]
         return reply[made] if made < len(reply) else self.eos
 
     def _logits(self, rows: Sequence[int]) -> np.ndarray:
