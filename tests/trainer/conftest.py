@@ -103,6 +103,19 @@ def recipe(tmp_path: Path, new_recipe: Callable[[Path], Recipe]) -> Recipe:
     return new_recipe(tmp_path)
 
 
+@pytest.fixture
+def short_run() -> dict[str, Any]:
+    """Options of a fine-tuning run of a few steps on a CPU that keeps nothing but its log."""
+    return {
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "dataloader_pin_memory": False,
+    }
+
+
 def _pretrain(argv: list[str], errors: str) -> None:
     import torch
 

@@ -30,7 +30,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(problems: Path, model_folder: Path, tmp_path: Path) -> dict[str, Any]:
+def options(problems: Path, model_folder: Path, tmp_path: Path, short_run: dict[str, Any]) -> dict[str, Any]:
     return {
         "model_name_or_path": str(model_folder),
         "dataset": str(problems),
@@ -41,12 +41,7 @@ def options(problems: Path, model_folder: Path, tmp_path: Path) -> dict[str, Any
         "max_completion_length": 12,
         "max_steps": 2,
         "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "dataloader_pin_memory": False,
+        **short_run,
     }
 
 

@@ -48,12 +48,6 @@ def first_loss(rows: dict[str, list[Any]], model_folder: Path, tmp_path: Path, *
         "assistant_only_loss": True,
         "per_device_train_batch_size": len(CONVERSATIONS),
         "max_steps": 1,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "bf16": False,
-        "dataloader_pin_memory": False,
         **options,
     }
     sft.main([word for name, value in options.items() for word in (f"--{name}", json.dumps(value))])
@@ -66,19 +60,23 @@ def first_loss(rows: dict[str, list[Any]], model_folder: Path, tmp_path: Path, *
     ["encoded rows with their masks", "rows packed in advance", "messages packed by the recipe"],
 )
 def test_every_form_of_the_data_has_the_loss_of_separate_conversations(
-    form: str, model_folder: Path, tmp_path: Path
+    form: str, model_folder: Path, tmp_path: Path, short_run: dict[str, Any]
 ) -> None:
     messages = {"messages": CONVERSATIONS}
-    expected = first_loss(messages, model_folder, tmp_path / "messages")
+    expected = first_loss(messages, model_folder, tmp_path / "messages", **short_run)
     if form == "messages packed by the recipe":
-        got = first_loss(messages, model_folder, tmp_path / "packed", packing=True, max_length=256)
+        got = first_loss(messages, model_folder, tmp_path / "packed", packing=True, max_length=256, **short_run)
     else:
         columns = encoded(model_folder)
-        got = first_loss(columns if "masks" in form else packed(columns, 3), model_folder, tmp_path / "other")
+        got = first_loss(
+            columns if "masks" in form else packed(columns, 3), model_folder, tmp_path / "other", **short_run
+        )
     assert got == pytest.approx(expected, abs=1e-5)
 
 
-def test_encoded_rows_without_a_mask_are_refused_with_the_mend(model_folder: Path, tmp_path: Path) -> None:
+def test_encoded_rows_without_a_mask_are_refused_with_the_mend(
+    model_folder: Path, tmp_path: Path, short_run: dict[str, Any]
+) -> None:
     rows = {"input_ids": encoded(model_folder)["input_ids"]}
     with pytest.raises(ValueError, match="no assistant_masks: prepare them with `apply_chat_template: true`"):
-        first_loss(rows, model_folder, tmp_path)
+        first_loss(rows, model_folder, tmp_path, **short_run)
