@@ -68,8 +68,10 @@ def test_a_run_logs_what_there_is_to_learn_from(engine, options, monkeypatch):
     parts = [f"rewards/{name}/{what}" for name in ("accuracy", "format") for what in ("mean", "std", "skipped")]
     figures = ["reward", "reward_group_std", "frac_reward_zero_std", "completions/mean_length", "entropy", "kl"]
     clipped = ["completions/clipped_ratio", "clip_ratio/region_mean"]
-    expected = {*parts, *figures, *clipped} | ({"rollouts/tokens_per_second"} if engine == "slots" else set())
-    assert expected <= set(lines[0])
+    ours = {f"rollouts/{name}" for name in ("tokens_per_second", "log_prob_difference", "log_prob_difference_max")}
+    assert {*parts, *figures, *clipped} | (ours if engine == "slots" else set()) <= set(lines[0])
+    if engine == "slots":
+        assert 0 < lines[0]["rollouts/log_prob_difference"] <= lines[0]["rollouts/log_prob_difference_max"] < 1e-4
 
 
 def test_log_probabilities_are_the_training_forwards(options, monkeypatch):
@@ -99,6 +101,12 @@ def test_log_probabilities_are_the_training_forwards(options, monkeypatch):
     assert len(seen) == 2
     assert len({tuple(ids) for ids in seen[0]["completion_ids"][:4]}) > 1
     assert seen[0]["prompt_ids"][0] == seen[0]["prompt_ids"][3] != seen[0]["prompt_ids"][4]
+
+
+def test_at_another_temperature_the_engines_log_probabilities_are_left_out(options, monkeypatch):
+    _, lines = run(options | {"temperature": 0.7, "max_steps": 1}, monkeypatch)
+    assert "rollouts/tokens_per_second" in lines[0]
+    assert "rollouts/log_prob_difference" not in lines[0]
 
 
 def test_the_same_seed_gives_the_same_run(options, monkeypatch, tmp_path):

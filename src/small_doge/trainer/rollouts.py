@@ -23,7 +23,8 @@ LENGTH_STEP = 128
 class SlotRollouts:
     """Called by `GRPOTrainer` with its prompts; returns their tokens, the completions and their log-probabilities.
 
-    The log-probabilities are the model's at temperature 1, as the training forward has them, and cover the end token.
+    The log-probabilities are the model's own, as the training forward has them, and cover the end token. At another
+    temperature than 1 the training forward's are of the tempered distribution, and the engine's are left out.
 
     Raises:
         ValueError: the model is no Doge, or its parameters are spread over processes.
@@ -33,11 +34,11 @@ class SlotRollouts:
         self.session: TorchSlots | None = None
         self._call = (-1, 0)  # the optimizer step, and how many rounds it has had
 
-    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+    def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any] | None]:
         prompt_ids = encode(prompts, trainer.processing_class)
         longest = max(map(len, prompt_ids)) + trainer.max_completion_length
-        session = self._session_for(trainer, len(prompts), longest)
         started = time.perf_counter()
+        session = self._session_for(trainer, len(prompts), longest)
         rows = list(range(len(prompts)))
         first_of: dict[tuple[int, ...], int] = {}
         sources = [first_of.setdefault(tuple(ids), row) for row, ids in zip(rows, prompt_ids, strict=True)]
@@ -54,7 +55,9 @@ class SlotRollouts:
         return {
             "prompt_ids": prompt_ids,
             "completion_ids": [row[:n].tolist() for row, n in zip(drawn.tokens, lengths, strict=True)],
-            "logprobs": [row[:n].tolist() for row, n in zip(drawn.logprobs, lengths, strict=True)],
+            "logprobs": [row[:n].tolist() for row, n in zip(drawn.logprobs, lengths, strict=True)]
+            if trainer.temperature == 1
+            else None,
         }
 
     def _session_for(self, trainer: Any, rows: int, longest: int) -> TorchSlots:
