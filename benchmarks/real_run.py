@@ -179,11 +179,14 @@ class Run:
         path = str(self.out / name)
         model, tokenizer = nn.Module.to(load_checkpoint(path), self.device), AutoTokenizer.from_pretrained(path)
         figures: dict[str, Any] = {"parameters": model.num_parameters()}
+        thought = tokenizer.convert_tokens_to_ids("<think>")
         for label, folder in (("chat", "ft_dataset"), ("reasoning", "reasoning_dataset")):
-            rows = load_from_disk(str(self.args.datasets / folder))["test"]
+            rows = list(load_from_disk(str(self.args.datasets / folder))["test"])
+            if label == "reasoning":  # Not the conversations that are mixed in.
+                rows = [row for row in rows if thought in row["input_ids"]]
             sequences = [
                 Scored(row["input_ids"], [bool(mask) for mask in row["assistant_masks"]])
-                for row in rows.select(range(min(self.args.held_out, len(rows))))
+                for row in rows[: self.args.held_out]
             ]
             scored = log_likelihoods(model, sequences)
             figures[f"{label}_answer_loss"] = round(-sum(s for s, _ in scored) / sum(n for _, n in scored), 4)

@@ -30,7 +30,7 @@ def small_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def arguments(**fields: object) -> SimpleNamespace:
     names = ("model_name_or_path", "model_config", "tokenizer_name_or_path", "dataset", "datasets_and_ratios")
-    return SimpleNamespace(**{**dict.fromkeys(names), "seed": 0, **fields})
+    return SimpleNamespace(**{**dict.fromkeys(names), "seed": 0, "compile_layers": False, **fields})
 
 
 def rows_with_a_foreign_token() -> None:

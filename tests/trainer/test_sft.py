@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
+from torch._dynamo.utils import counters
 from transformers import AutoTokenizer
 
 from small_doge.trainer.doge import sft
@@ -80,3 +82,18 @@ def test_encoded_rows_without_a_mask_are_refused_with_the_mend(
     rows = {"input_ids": encoded(model_folder)["input_ids"]}
     with pytest.raises(ValueError, match="no assistant_masks: prepare them with `apply_chat_template: true`"):
         first_loss(rows, model_folder, tmp_path, **short_run)
+
+
+@pytest.mark.slow
+def test_compiled_layers_have_the_same_losses_and_few_versions(
+    model_folder: Path, tmp_path: Path, short_run: dict[str, Any]
+) -> None:
+    rows = {"messages": CONVERSATIONS}
+    each = {"per_device_train_batch_size": 1, "max_steps": len(CONVERSATIONS)}
+    eager = first_loss(rows, model_folder, tmp_path / "eager", **(short_run | each))
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = first_loss(rows, model_folder, tmp_path / "compiled", compile_layers=True, **(short_run | each))
+    assert compiled == pytest.approx(eager, abs=1e-5)
+    # One for the first length, and one or two for all others: with padding and without.
+    assert 1 <= counters["stats"]["unique_graphs"] <= 3

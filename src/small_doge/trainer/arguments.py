@@ -50,6 +50,9 @@ class RecipeArguments:
         "For a grown model: shares of the run at which scores and norms, router and experts, residuals and everything "
         "begin to learn, such as [0.0, 0.1, 0.2, 0.3].",
     )
+    compile_layers: bool = option(
+        False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
+    )
     stage: str = option("", "Name shown beside the progress bar.")
 
 
@@ -79,9 +82,6 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     max_length: int = option(2048, "Tokens in a row, when datasets_and_ratios are prepared here.")
     zero_init_outputs: bool = option(
         False, "Start the projections into the residual stream at zero: a new model begins as its embedding alone."
-    )
-    compile_layers: bool = option(
-        False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
     )
     loss_spike: float = option(
         2.0, "Stop when a step's loss is this many nats above the median of the last 64 steps; 0 never stops."

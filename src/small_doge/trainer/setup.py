@@ -51,6 +51,8 @@ def load_tokenizer(args: Any) -> PreTrainedTokenizerBase:
 def load_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """The recipe's model in fp32: from a checkpoint if one is named, else new, seeded with `args.seed`.
 
+    Its layers are compiled, when they first run, if the recipe says so.
+
     Raises:
         ValueError: neither or both of model_name_or_path and model_config; weights missing from the checkpoint or of
             another shape; a vocabulary smaller than the tokenizer's.
@@ -70,6 +72,8 @@ def load_model(args: Any, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel
             f"the model has {model.config.vocab_size} tokens and the tokenizer {len(tokenizer)}: "
             "use the tokenizer that the model was trained with."
         )
+    if args.compile_layers:
+        compile_layers(model)
     return model
 
 

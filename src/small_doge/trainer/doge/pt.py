@@ -22,7 +22,6 @@ from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
     bytes_per_token,
     check_token_ids,
-    compile_layers,
     evaluation_rows,
     load_data,
     load_model,
@@ -80,8 +79,6 @@ def main(argv: Sequence[str]) -> None:
     length = len(data["train"][0]["input_ids"])
     choose_micro_batch(args, model.config, length)
     resume = resume_point(args)
-    if args.compile_layers:
-        compile_layers(model)
     save_recipe(args)
 
     held_out = evaluation_rows(args, data)
