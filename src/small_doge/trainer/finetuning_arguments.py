@@ -44,6 +44,14 @@ class ReinforcementArguments(AdapterArguments, RecipeArguments, GRPOConfig):
     reward_options: dict[str, dict[str, Any]] | None = option(
         None, "Options of rewards by name, such as {cosine: {max_tokens: 512}}."
     )
+    curriculum: list[str] | None = option(
+        None, "Tasks of reasoning-gym to make problems of as the run goes, instead of a data set; needs max_steps."
+    )
+    curriculum_threshold: float = option(
+        0.7, "A task rises a level when its mean score over curriculum_window problems reaches this."
+    )
+    curriculum_window: int = option(16, "Problems of a task that this mean is taken over.")
+    curriculum_reward: str | None = option(None, "The reward that is the score; the first one if not given.")
     system_prompt: str | None = option(None, "System message put before every prompt.")
     rollout_engine: str = option(
         "slots", "What generates the completions: slots (our engine, on the training weights) or transformers."

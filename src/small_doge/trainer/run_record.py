@@ -64,7 +64,8 @@ def write_report(folder: Path) -> Path:
     log: list[dict[str, Any]] = [json.loads(line) for line in lines]
     start = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))["starts"][-1]
     charts = ""
-    for name, title in CURVES.items():
+    rising = {name: f"level of {name.split('/')[1]}" for entry in log for name in entry if name.endswith("/level")}
+    for name, title in (CURVES | rising).items():
         points = [(entry["step"], entry[name]) for entry in log if entry.get(name) is not None]
         if points:
             charts += f"<div>{curve(title, points)}</div>"

@@ -3,7 +3,8 @@
     accelerate launch --config_file recipes/accelerate_configs/single_gpu.yaml src/small_doge/trainer/doge/grpo.py
     --config RECIPE.yaml
 
-Rows have a `question` (or a conversational `prompt`) and the `answer` that its rewards check.
+Rows have a `question` (or a conversational `prompt`) and the `answer` that its rewards check. With `curriculum` the
+problems are made as the run goes.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.rewards import Group, get_reward, text_of
 from small_doge.trainer.adapters import adapter_config
+from small_doge.trainer.curriculum import Curriculum
 from small_doge.trainer.finetuning_arguments import ReinforcementArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.rollouts import SlotRollouts
@@ -35,6 +38,9 @@ from small_doge.trainer.setup import (
 )
 from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +48,19 @@ ROLLOUT_ENGINES = ("slots", "transformers")
 
 
 class ReinforcementTrainer(StageTrainer, GRPOTrainer):
-    """TRL's GRPOTrainer with our optimizer, schedule and checkpoints, and more figures in its logs."""
+    """TRL's GRPOTrainer with our optimizer, schedule and checkpoints, a curriculum, and more figures in its logs."""
+
+    curriculum: Curriculum | None = None
+    curriculum_reward = ""
+    system_prompt: str | None = None
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """TRL's. Under a curriculum the rows are numbers, and their problems are made only here, at today's levels."""
+        if self.curriculum is not None:
+            made = {row["index"]: self.curriculum.problem(row["index"]) for row in inputs}
+            made = {index: row | prompts_of(row, self.system_prompt) for index, row in made.items()}
+            inputs = [made[row["index"]] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
         """TRL's; the log-probabilities are kept for the comparison with the engine's."""
@@ -67,13 +85,13 @@ class ReinforcementTrainer(StageTrainer, GRPOTrainer):
             metrics["rollouts/log_prob_difference_max"] = [max(largest)]
         return loss
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's, [completions, rewards], NaN where a reward could not judge.
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's, [completions of every process, rewards], NaN where a reward could not judge.
 
         Logs the standard deviation within a group, which is what there is to learn from, and the share of completions
         that each reward left out.
         """
-        rewards = super()._calculate_rewards(*args, **kwargs)
+        rewards = super()._calculate_rewards(inputs, *args, **kwargs)
         training = self.model.training
         metrics = self._metrics["train" if training else "eval"]
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(1)
@@ -82,6 +100,12 @@ class ReinforcementTrainer(StageTrainer, GRPOTrainer):
             metrics["reward_group_std"].append(groups.std(1).mean().item())
         for name, judged in zip(self.reward_func_names, rewards.unbind(1), strict=True):
             metrics[f"rewards/{name}/skipped"].append(judged.isnan().float().mean().item())
+        if self.curriculum is not None and training:
+            scores = rewards[:, self.reward_func_names.index(self.curriculum_reward)].view(-1, self.num_generations)
+            tasks = gather_object([row["task"] for row in inputs])[:: self.num_generations]
+            self.curriculum.judge(tasks, scores.nanmean(1).nan_to_num().tolist())
+            for name, value in self.curriculum.figures().items():
+                metrics[name] = [value]
         return rewards
 
 
@@ -151,6 +175,47 @@ def prompts_of(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]
     return {"prompt": prompt}
 
 
+def problems_of(args: ReinforcementArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The recipe's data with the columns `prompt`, `answer` and, where there is one, `metadata`.
+
+    Raises:
+        ValueError: it has no question or no answer.
+    """
+    rows = load_data(args, mix_datasets_by_ratio, tokenizer)["train"]
+    columns = set(rows.column_names)
+    if "answer" not in columns or not columns & {"prompt", "question"}:
+        raise ValueError(
+            f"the data has the columns {sorted(columns)}: reinforcement needs `question` (or `prompt`) and `answer`."
+        )
+    rows = rows.map(prompts_of, fn_kwargs={"system_prompt": args.system_prompt})
+    return rows.select_columns([name for name in ("prompt", "answer", "metadata") if name in rows.column_names])
+
+
+def problems_to_make(args: ReinforcementArguments) -> tuple[Curriculum, Dataset]:
+    """The recipe's curriculum, and the numbers of the problems that the run will ask of it, in order.
+
+    Raises:
+        ValueError: a data set beside it, no end of the run, or a reward that the recipe does not have.
+    """
+    from datasets import Dataset
+
+    if args.dataset or args.datasets_and_ratios:
+        raise ValueError("the recipe has a data set and a curriculum: remove one of them.")
+    if args.max_steps <= 0:
+        raise ValueError("a curriculum makes problems without end: set max_steps.")
+    if (args.curriculum_reward or args.reward_functions[0]) not in args.reward_functions:
+        raise ValueError(
+            f"curriculum_reward is {args.curriculum_reward!r}: choose one of {', '.join(args.reward_functions)}."
+        )
+    args.shuffle_dataset = False
+    completions = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * args.max_steps
+    problems = max(completions, args.generation_batch_size or 0) // args.num_generations
+    curriculum = Curriculum(
+        args.curriculum or (), args.curriculum_threshold, args.curriculum_window, problems, seed=args.seed
+    )
+    return curriculum, Dataset.from_dict({"index": range(problems)})
+
+
 def use_own_reference(trainer: ReinforcementTrainer, reference: Any) -> None:
     """Put a model of our class in the place of TRL's reference, whose class TRL looks up by name in transformers.
 
@@ -184,16 +249,10 @@ def main(argv: Sequence[str]) -> None:
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
     without_router_loss(args)
-    data = load_data(args, mix_datasets_by_ratio, tokenizer)
-    columns = set(data["train"].column_names)
-    if "answer" not in columns or not columns & {"prompt", "question"}:
-        raise ValueError(
-            f"the data has the columns {sorted(columns)}: reinforcement needs `question` (or `prompt`) and `answer`."
-        )
+    curriculum, train = problems_to_make(args) if args.curriculum else (None, problems_of(args, tokenizer))
     resume = resume_point(args)
     save_recipe(args)
 
-    train = data["train"].map(prompts_of, fn_kwargs={"system_prompt": args.system_prompt})
     # TRL warns that rollout_func may change; the tests of this stage would tell.
     warnings.filterwarnings("ignore", message=".*'rollout_func'")
     trainer = ReinforcementTrainer(
@@ -202,9 +261,7 @@ def main(argv: Sequence[str]) -> None:
             reward_function(name, (args.reward_options or {}).get(name) or {}) for name in args.reward_functions
         ],
         args=args,
-        train_dataset=train.select_columns(
-            [name for name in ("prompt", "answer", "metadata") if name in train.column_names]
-        ),
+        train_dataset=train,
         processing_class=tokenizer,
         rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
         peft_config=adapter_config(args),
@@ -212,6 +269,10 @@ def main(argv: Sequence[str]) -> None:
     if args.beta and not args.use_peft:  # Without its adapters the model is the reference.
         use_own_reference(trainer, load_model(args, tokenizer))
     attach_callbacks(trainer, args.stage or "grpo", args.max_completion_length or 256)
+    if curriculum is not None:
+        trainer.curriculum, trainer.system_prompt = curriculum, args.system_prompt
+        trainer.curriculum_reward = args.curriculum_reward or args.reward_functions[0]
+        trainer.add_callback(curriculum)
     trainer.add_callback(WarnWithoutSignal())
     run_to_end(trainer, tokenizer, resume)
 
