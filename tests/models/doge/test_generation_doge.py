@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -91,6 +93,45 @@ def test_a_long_prompt_is_prefilled_in_chunks(make_model):
     cache = DogeCache(model.config)
     chunked = generate(model, ids, do_sample=False, past_key_values=cache, prefill_chunk_size=16)
     assert chunked.tolist() == generate(model, ids, do_sample=False).tolist()
+
+
+def assisted_by(model, candidates):
+    """Options of `generate`: candidates from the prompt's own n-grams, or from the same model a little off."""
+    if candidates == "n-grams of the prompt":
+        return {"prompt_lookup_num_tokens": 4}
+    assistant = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in assistant.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return {"assistant_model": assistant}
+
+
+@pytest.mark.parametrize("candidates", ["n-grams of the prompt", "another model"])
+def test_assisted_generation_gives_the_tokens_of_the_plain_one(candidates, make_model):
+    torch.manual_seed(0)
+    model = make_model(dtype=torch.float64, keep_window_size=64)
+    ids = prompt(1).repeat(1, 2)[:, :30]
+    expected = generate(model, ids, do_sample=False)
+    assert generate(model, ids, do_sample=False, **assisted_by(model, candidates)).tolist() == expected.tolist()
+
+
+def test_assisted_generation_past_the_window_is_refused_with_the_mend(make_model):
+    torch.manual_seed(0)
+    model = make_model(dtype=torch.float64)
+    with pytest.raises(ValueError, match="generate without an assistant, or raise keep_window_size"):
+        generate(model, prompt(1), do_sample=False, **assisted_by(model, "another model"))
+
+
+def test_a_model_that_checkpoints_its_layers_does_not_generate_in_training(make_model):
+    """Without a cache each step would see its own token only, and the text would be nonsense."""
+    model = make_model().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(
+        ValueError, match=r"there is no cache: call eval\(\) before generating, or pass use_cache=False"
+    ):
+        generate(model, prompt(), do_sample=False)
+    expected = generate(model, prompt(), do_sample=False, use_cache=False)
+    assert generate(model.eval(), prompt(), do_sample=False).tolist() == expected.tolist()
 
 
 def test_generation_ends_at_the_end_token(make_model):

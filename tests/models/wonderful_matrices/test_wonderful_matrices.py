@@ -262,6 +262,13 @@ def test_generation_with_its_cache_is_generation_without():
     assert torch.equal(model.generate(text(), **options), expected)
 
 
+def test_it_does_not_generate_while_it_trains_with_checkpointed_layers():
+    model = make().train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"there is no cache: call eval\(\) before generating"):
+        model.generate(text(), attention_mask=torch.ones(2, 40), max_new_tokens=3, do_sample=False)
+
+
 def test_auto_classes_and_files_know_it(tmp_path):
     model = make(torch.float32)
     model.save_pretrained(tmp_path)

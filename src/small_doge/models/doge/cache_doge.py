@@ -222,4 +222,13 @@ class DogeCache(Cache):
         return sum(t.numel() * t.element_size() for t in tensors)
 
 
-__all__ = ["DogeCache", "DogeCacheLayer"]
+def refuse_cache_while_checkpointing(model: Any, wants_cache: bool | None) -> None:
+    """Raise ValueError where a cache is wanted of a model that computes its layers twice."""
+    if wants_cache and model.training and model.gradient_checkpointing:
+        raise ValueError(
+            "gradient checkpointing computes layers twice while training, so there is no cache: "
+            "call eval() before generating, or pass use_cache=False."
+        )
+
+
+__all__ = ["DogeCache", "DogeCacheLayer", "refuse_cache_while_checkpointing"]

@@ -2,14 +2,13 @@
 
 Sources: Wonderful Matrices (arXiv 2412.11834), Trainable Dynamic Mask Sparse Attention (arXiv 2508.02124). Parameter
 names are those of transformers' own Doge, so that checkpoints pass between the two unchanged. The MLPs are in
-`mlp_doge`, the reading of attention masks in `masks_doge`.
+`mlp_doge`, the rotary embedding in `rotary_doge`, the reading of attention masks in `masks_doge`.
 
 Shape suffixes: B batch, T new tokens, S keys, d width, H query heads, G key/value heads, D head size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,16 +19,16 @@ from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
-from small_doge.models.doge.cache_doge import DogeCache
+from small_doge.models.doge.cache_doge import DogeCache, refuse_cache_while_checkpointing
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.fused_loss import fused_causal_loss
 from small_doge.models.doge.joint_linear import joint_linear, narrow_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
+from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding, rotate
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
 
 # `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
@@ -50,45 +49,6 @@ class DogeRMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
-
-
-class DogeRotaryEmbedding(nn.Module):
-    """cos and sin [B, T, D] of the rotary embedding (arXiv 2104.09864), with transformers' scalings."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        parameters: Any = config.rope_parameters
-        self.rope_type = parameters["rope_type"]
-        initialize: Callable = (
-            self.compute_default_rope_parameters if self.rope_type == "default" else ROPE_INIT_FUNCTIONS[self.rope_type]
-        )
-        inv_freq, self.attention_scaling = initialize(config)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[Tensor, float]:
-        """Inverse frequencies theta^(-2i/D) for i in [0, D/2), and the factor 1 on cos and sin."""
-        parameters: Any = config.rope_parameters
-        exponents = torch.arange(0, config.head_size, 2, dtype=torch.float32) / config.head_size
-        return 1.0 / parameters["rope_theta"] ** exponents, 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_ids[..., None].float() * self.inv_freq.float()
-        angles = torch.cat((angles, angles), -1)
-        return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
-
-
-def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle; cos and sin are [B, 1, T, D]."""
-    first, second = x_BHTD.chunk(2, -1)
-    return x_BHTD * cos + torch.cat((-second, first), -1) * sin
 
 
 class DogeAttention(nn.Module):
@@ -158,9 +118,8 @@ class DogeAttention(nn.Module):
         """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
         # At least fp32: in half precision the exponential would move which keys are kept.
         dtype = torch.promote_types(value_BTd.dtype, torch.float32)
-        return torch.exp(self.A.to(dtype) * F.softplus(narrow_linear(value_BTd, self.dt_proj).to(dtype))).transpose(
-            1, 2
-        )
+        score_BTG = torch.exp(self.A.to(dtype) * F.softplus(narrow_linear(value_BTd, self.dt_proj).to(dtype)))
+        return score_BTG.transpose(1, 2)
 
 
 class DogeDecoderLayer(GradientCheckpointingLayer):
@@ -255,8 +214,8 @@ class DogeModel(DogePreTrainedModel):
             output_router_logits: Return the router's scores [2, B * T, n] of each layer of a mixture.
 
         Raises:
-            ValueError: an attention mask that is not two-dimensional, packed rows for a cache, or a cache of another
-                kind.
+            ValueError: an attention mask that is not two-dimensional, packed rows for a cache, a cache of another
+                kind, or one under gradient checkpointing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both.")
@@ -293,7 +252,8 @@ class DogeModel(DogePreTrainedModel):
             )
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training and limit is None
-        if use_cache and past_key_values is None and not (self.training and self.gradient_checkpointing):
+        refuse_cache_while_checkpointing(self, use_cache or past_key_values is not None)
+        if use_cache and past_key_values is None:
             past_key_values = DogeCache(self.config)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if past_key_values is None and limit is None:
@@ -351,8 +311,15 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        # The forward makes a DogeCache itself.
         return False
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        # The forward would make one too, but assisted generation wants it before.
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        if generation_config.use_cache is not False and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = DogeCache(self.config)
 
     @can_return_tuple
     def forward(

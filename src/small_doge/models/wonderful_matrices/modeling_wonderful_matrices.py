@@ -24,9 +24,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.models.llama.modeling_llama import eager_attention_forward
 from transformers.utils import can_return_tuple
 
+from small_doge.models.doge.cache_doge import refuse_cache_while_checkpointing
 from small_doge.models.doge.fused_loss import fused_causal_loss
 from small_doge.models.doge.masks_doge import document_limits
-from small_doge.models.doge.modeling_doge import DogeRMSNorm, DogeRotaryEmbedding, rotate
+from small_doge.models.doge.modeling_doge import DogeRMSNorm
+from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding, rotate
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
 from small_doge.ops.expert_retrieval import expert_dots, expert_sum, search_experts
 
@@ -194,7 +196,7 @@ class WonderfulMatricesModel(WonderfulMatricesPreTrainedModel):
             past_key_values: any cache of transformers; a `DynamicCache` is made when `use_cache` asks for one.
 
         Raises:
-            ValueError: neither or both of the inputs.
+            ValueError: neither or both of the inputs, or a cache under gradient checkpointing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds, and not both.")
@@ -203,7 +205,8 @@ class WonderfulMatricesModel(WonderfulMatricesPreTrainedModel):
         if use_cache is None:
             packed = position_ids is not None and attention_mask is None and document_limits(position_ids, batch)
             use_cache = self.config.use_cache and not self.training and not isinstance(packed, Tensor)
-        if use_cache and past_key_values is None and not (self.training and self.gradient_checkpointing):
+        refuse_cache_while_checkpointing(self, use_cache or past_key_values is not None)
+        if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
