@@ -28,6 +28,16 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
+def without_norms(weights: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in weights if "q_norm" in name or "k_norm" in name]:
+        del weights[name]
+
+
+def as_first_named(weights: dict[str, torch.Tensor]) -> None:
+    for name in list(weights):
+        weights[name.replace("embed_tokens", "word_embed").replace(".mlp.", ".feed_forward.")] = weights.pop(name)
+
+
 def configure(folder: Path, **fields: int) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
@@ -48,6 +58,8 @@ def configure(folder: Path, **fields: int) -> None:
             lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:5000]),
             "cannot be read.*copy the checkpoint again",
         ),
+        (lambda folder: rewrite(folder, without_norms), "earlier release of Doge.*small-doge convert"),
+        (lambda folder: rewrite(folder, as_first_named), "earlier release of Doge.*small-doge convert"),
     ],
     ids=[
         "a missing weight",
@@ -56,6 +68,8 @@ def configure(folder: Path, **fields: int) -> None:
         "no config",
         "no weights",
         "a file that breaks off",
+        "no norms on queries and keys",
+        "the names of the first releases",
     ],
 )
 def test_a_checkpoint_that_is_not_whole_is_refused_in_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
     """A causal language model from a folder or the hub, refusing one whose weights are not all there.
 
     Raises:
-        ValueError: weights missing, cut short or of another shape than the configuration says, or a folder without a
-            model or with an adapter alone.
+        ValueError: weights missing, cut short or of another shape than the configuration says, a Doge in the layout of
+            an earlier release, or a folder without a model or with an adapter alone.
     """
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -37,6 +38,11 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
             f"the weights of {path} cannot be read ({error}): copy the checkpoint again, whole."
         ) from error
     model, report = loaded
+    if _is_of_an_earlier_release(report):
+        raise ValueError(
+            f"{path} is in the layout of an earlier release of Doge: write it in today's with "
+            f"`small-doge convert {path} OUT`, and name OUT."
+        )
     if report["missing_keys"]:
         raise ValueError(
             f"{path} lacks weights that its config.json promises ({shortened(report['missing_keys'])}): "
@@ -49,6 +55,13 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
             "put back the config.json that they were saved with."
         )
     return model
+
+
+def _is_of_an_earlier_release(report: dict[str, Any]) -> bool:
+    """The first releases named weights otherwise, and the next ones had no norms on queries and keys."""
+    missing = report["missing_keys"]
+    only_norms = bool(missing) and all(re.search(r"\.self_attn\.[qk]_norm\.", name) for name in missing)
+    return only_norms or any(name.startswith("model.word_embed.") for name in report["unexpected_keys"])
 
 
 def shortened(names: set[str]) -> str:
