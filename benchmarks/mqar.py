@@ -28,6 +28,7 @@ from small_doge.utils.hardware import device_name
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
+ARMS = ("doge, mask trained", "doge", "plain causal")
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -193,6 +194,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--windows", type=int, nargs="+", help="w of the arms with w < T; a half of T if left out")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="so that processes can share a sweep")
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--steps", type=int, default=2000, help="most steps of a run")
     parser.add_argument("--batch", type=int, default=256, help="sequences a step")
@@ -216,6 +218,7 @@ def main() -> None:
     shared = {"command": " ".join(["python", *sys.argv]), "commit": commit()}
     arms = [("doge, mask trained", window) for window in options.windows]
     arms += [("doge", options.length), ("plain causal", options.length)]
+    arms = [arm for arm in arms if arm[0] in options.arms]
     options.out.mkdir(parents=True, exist_ok=True)
     device = device_name(options.device).replace(" ", "-").replace("/", "-")
     path = options.out / f"{options.task}_{device}_{datetime.date.today()}.json"
