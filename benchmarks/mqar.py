@@ -194,7 +194,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--windows", type=int, nargs="+", help="w of the arms with w < T; a half of T if left out")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="so that processes can share a sweep")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="to share a sweep out")
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--steps", type=int, default=2000, help="most steps of a run")
     parser.add_argument("--batch", type=int, default=256, help="sequences a step")
