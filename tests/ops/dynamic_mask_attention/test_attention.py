@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from small_doge.ops import dynamic_mask_attention as attention_package
 from small_doge.ops.dynamic_mask_attention import BACKENDS, blocked, choose_backend, dynamic_mask_attention
 from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
 from small_doge.ops.dynamic_mask_attention.sdpa import fold_score
@@ -77,6 +78,14 @@ def test_the_folded_score_keeps_its_bits_in_lower_precision(dtype):
     assert ((logits - score[0, 0]).abs() / score[0, 0]).max() < 2.0**-20
     logits.sum().backward()
     assert torch.allclose(score.grad, torch.ones_like(score), rtol=1e-2)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("head_size", [32, 96, 128, 256, 320])
+@pytest.mark.parametrize(("backend", "window"), [("blocked", 8), ("sdpa", 24)])
+def test_every_head_size_is_served(backend, window, head_size):
+    inputs = draw_inputs(2, 1, 24, 24, head_size, batch=1)
+    assert_equal_to_naive(inputs, window, draw_limits("packed", 1, 24), backend)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -215,6 +224,38 @@ def test_the_rule_of_choice_on_a_cpu():
     assert choose_backend(query, 64, 64, limited=False) == "sdpa"
     assert choose_backend(query, 65, 64, limited=False) == "blocked"
     assert choose_backend(query, 64, 64, limited=True) == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "limited", "chosen"),
+    [
+        (64, 64, False, "triton_causal"),
+        (64, 64, True, "triton_causal"),
+        (64, 128, False, "triton_causal"),
+        (64, 129, False, "triton_sparse"),
+        (1, 64, False, "sdpa"),
+        (1, 64, True, "triton_causal"),
+        (1, 65, False, "triton_causal"),
+    ],
+)
+def test_the_rule_of_choice_on_a_gpu(queries, keys, limited, chosen, monkeypatch):
+    monkeypatch.setattr(attention_package, "has_triton", lambda tensor: True)
+    query = torch.zeros(1, 1, queries, 256, dtype=torch.bfloat16)
+    assert choose_backend(query, keys, 64, limited=limited) == chosen
+
+
+@pytest.mark.parametrize(("head_size", "dtype"), [(258, torch.bfloat16), (64, torch.float64)])
+def test_what_the_kernels_do_not_serve_runs_without_them_on_a_gpu_too(head_size, dtype, monkeypatch):
+    monkeypatch.setattr(attention_package, "has_triton", lambda tensor: True)
+    query = torch.zeros(1, 1, 64, head_size, dtype=dtype)
+    assert choose_backend(query, 64, 64, limited=False) == "sdpa"
+    assert choose_backend(query, 65, 64, limited=False) == "blocked"
+
+
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - set(CPU_BACKENDS)))
+def test_a_backend_that_does_not_serve_this_device_says_so(backend):
+    with pytest.raises(ValueError, match=rf"'{backend}' does not serve torch.float32 heads of size 16 on cpu: choose"):
+        attend(backend, 8)(*draw_inputs(2, 1, 20, 20, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("window", [10, 64], ids=["with a mask", "without a mask"])

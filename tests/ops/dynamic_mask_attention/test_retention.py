@@ -15,6 +15,7 @@ def mask_of_horizon(horizon, keys):
     return (position <= position[:, None]) & (position[:, None] < horizon[:, :, None, :])
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("window", [1, 2, 13, 63, 64])
 @pytest.mark.parametrize("limits", LIMIT_KINDS)
 @pytest.mark.parametrize("scores", SCORE_KINDS)

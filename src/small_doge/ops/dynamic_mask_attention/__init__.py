@@ -13,9 +13,9 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 | `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
 | `flex`   | everything, by FlexAttention: a second opinion | CUDA |
 
-Half precision is multiplied as it is, with fp32 sums, by `triton_*` and `flex`; the others compute it in fp32. fp64 is
-for `naive`, `sdpa` and `blocked`. Dropout of the weights does not exist here: it would have to be drawn alike by every
-backend and drawn again in backward, and the models this serves train without it.
+Half precision is multiplied as it is, with fp32 sums, by `triton_*` and `flex`; the others compute it in fp32. fp64 and
+heads larger than 256 are for `naive`, `sdpa` and `blocked`. Dropout of the weights does not exist here: it would have
+to be drawn alike by every backend and drawn again in backward, and the models this serves train without it.
 """
 
 import torch
@@ -29,6 +29,8 @@ from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
 from small_doge.ops.support import has_triton
 
 BACKENDS = ("naive", "sdpa", "blocked", "triton_causal", "triton_sparse", "flex")
+LARGEST_HEAD = 256
+"""Largest head size of the GPU's backends."""
 
 __all__ = [
     "BACKENDS",
@@ -79,6 +81,11 @@ def dynamic_mask_attention(
     scale = query_BHTD.shape[3] ** -0.5 if scale is None else scale
     if backend == "auto":
         backend = choose_backend(query_BHTD, keys, keep_window, limited=limit_BS is not None)
+    elif not _serves(backend, query_BHTD):
+        raise ValueError(
+            f"backend {backend!r} does not serve {query_BHTD.dtype} heads of size {query_BHTD.shape[3]} on "
+            f"{query_BHTD.device.type}: choose 'auto', or see the table in small_doge.ops.dynamic_mask_attention"
+        )
     tensors = (query_BHTD, key_BGSD, value_BGSD, score_BGS)
     if backend == "naive":
         return naive_attention(*tensors, keep_window=keep_window, limit_BS=limit_BS, scale=scale)
@@ -109,20 +116,28 @@ def dynamic_mask_attention(
 def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: bool) -> str:
     """The rule behind ``backend="auto"``.
 
-    On a GPU with Triton, for fp32, bf16 and fp16:
+    On a GPU with Triton, for fp32, bf16 and fp16 and heads of up to 256:
 
     - one query that sees every key (decoding): `sdpa`;
     - S <= 2w: `triton_causal`, for below that the lists would hold nearly everything;
     - beyond: `triton_sparse`.
 
-    Elsewhere, and for fp64: `sdpa` while S <= w, where no key is ever beaten out; else `blocked`.
+    Elsewhere: `sdpa` while S <= w, where no key is ever beaten out; else `blocked`.
     """
     unmasked = keys <= keep_window and not limited
-    if has_triton(query_BHTD) and query_BHTD.dtype != torch.float64:
+    if _serves("triton_causal", query_BHTD):
         if unmasked and query_BHTD.shape[2] == 1:
             return "sdpa"
         return "triton_causal" if keys <= 2 * keep_window else "triton_sparse"
     return "sdpa" if keys <= keep_window else "blocked"
+
+
+def _serves(backend: str, query_BHTD: Tensor) -> bool:
+    """Whether a backend's device, head size and dtype are these; the rows of this module's table."""
+    if backend in ("naive", "sdpa", "blocked"):
+        return True
+    there = query_BHTD.is_cuda if backend == "flex" else has_triton(query_BHTD)
+    return there and query_BHTD.dtype != torch.float64 and query_BHTD.shape[3] <= LARGEST_HEAD
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, score: Tensor, keep_window: int, limit: Tensor | None) -> None:
