@@ -30,7 +30,10 @@ def test_overrides_win_over_the_table():
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3: change one"),
         ({"hidden_size": 60}, "head size 15 is odd.*make it even"),
         ({"keep_window_size": 0}, "keep_window_size is 0: a query must see at least 1 key"),
-        ({"attention_dropout": 0.1}, "attention_dropout is 0.1.*set it to 0"),
+        (
+            {"attention_dropout": 0.1},
+            "no backend drops attention weights .all would have to drop the same.*set it to 0",
+        ),
         ({"sliding_window": 128}, "remove sliding_window"),
         ({"is_moe": True, "num_experts": 512}, "512 is not a perfect square: the nearest are 484 and 529"),
         ({"is_moe": True, "num_experts": 4, "num_experts_per_tok": 5}, "5 is more than num_experts 4: lower it"),

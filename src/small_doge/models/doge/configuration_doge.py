@@ -60,7 +60,7 @@ class DogeConfig(PreTrainedConfig):
         num_attention_heads: Number of query heads.
         num_key_value_heads: Number of key/value heads; all query heads if not given.
         attention_bias: Whether the attention projections carry a bias.
-        attention_dropout: Must be 0: a fused kernel of ours has no dropout.
+        attention_dropout: Must be 0: each backend, and its backward pass again, would have to drop the same weights.
         mlp_bias: Whether the MLP projections carry a bias.
         keep_window_size: Number of keys that a query sees for each key/value head (the w of dynamic mask attention).
         is_moe: Whether the MLP is a cross domain mixture of experts.
@@ -167,7 +167,8 @@ class DogeConfig(PreTrainedConfig):
             raise ValueError(f"keep_window_size is {self.keep_window_size}: a query must see at least 1 key.")
         if self.attention_dropout:
             raise ValueError(
-                f"attention_dropout is {self.attention_dropout}: Doge's attention has no dropout, set it to 0."
+                f"attention_dropout is {self.attention_dropout}: no backend drops attention weights (all would have to "
+                "drop the same ones), so set it to 0."
             )
         if self.sliding_window is not None:
             raise ValueError(
