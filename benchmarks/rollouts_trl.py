@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=512, help="completions of a step, 8 for each question")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--micro-batch", type=int, default=64, help="completions of one training forward")
-    parser.add_argument("--checkpointing", action="store_true", help="compute activations again, as TRL does by itself")
+    parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
     parser.add_argument("--steps", type=int, default=6, help="counted steps, after one that is not")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
     args = parser.parse_args()

@@ -106,7 +106,7 @@ def test_chat_answers_and_obeys(model_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "ptt"), "choose one of pt, sft, dpo, grpo"),
+        (("train", "ptt"), "choose one of pt, sft, dpo, distill, grpo"),
         (("train", "pt", "--config", "none.yaml"), "there is no recipe none.yaml"),
         (("info", "21M"), "there is no size '21M'"),
         (("chat", "."), "holds no model"),

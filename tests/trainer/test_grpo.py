@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from small_doge import DogeForCausalLM
 from small_doge.rewards import Group
 from small_doge.trainer.doge import grpo
+from small_doge.trainer.finetuning_arguments import ROLLOUT_ENGINES
 
 PROBLEMS = 8
 
@@ -61,7 +62,7 @@ def run(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
     return made[0], [json.loads(line) for line in lines]
 
 
-@pytest.mark.parametrize("engine", grpo.ROLLOUT_ENGINES)
+@pytest.mark.parametrize("engine", ROLLOUT_ENGINES)
 def test_a_run_logs_what_there_is_to_learn_from(engine, options, monkeypatch):
     trainer, lines = run(options | {"rollout_engine": engine, "beta": 0.01}, monkeypatch)
     assert type(trainer.ref_model) is type(trainer.model) is DogeForCausalLM

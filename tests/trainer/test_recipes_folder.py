@@ -11,6 +11,7 @@ from small_doge import DogeConfig
 from small_doge.trainer.arguments import PretrainingArguments
 from small_doge.trainer.doge.pt import main
 from small_doge.trainer.finetuning_arguments import (
+    LogitArguments,
     PreferenceArguments,
     ReinforcementArguments,
     SupervisedArguments,
@@ -25,12 +26,13 @@ RECIPES = [
     *sorted((ROOT / "recipes" / "wonderful_matrices").rglob("*.yaml")),
     *sorted((ROOT / "src" / "small_doge" / "quickstart" / "recipes").glob("*.yaml")),
 ]
-KINDS = {"sft": SupervisedArguments, "distill": SupervisedArguments, "dpo": PreferenceArguments}
-KINDS |= {"grpo": ReinforcementArguments}
+KINDS = {"sft": SupervisedArguments, "dpo": PreferenceArguments, "grpo": ReinforcementArguments}
+FOLDERS = KINDS | {"distill": LogitArguments}
+QUICKSTART = KINDS | {"distill": SupervisedArguments}
 
 
 def kind_of(path: Path) -> type:
-    return KINDS.get(path.parent.name) or KINDS.get(path.stem) or PretrainingArguments
+    return FOLDERS.get(path.parent.name) or QUICKSTART.get(path.stem) or PretrainingArguments
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-3:]))

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-STAGES = ("pt", "sft", "dpo", "grpo")
+STAGES = ("pt", "sft", "dpo", "distill", "grpo")
 
 
 def train(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(help="pt, sft, dpo or grpo.")],
+    stage: Annotated[str, typer.Argument(help="pt, sft, dpo, distill or grpo.")],
 ) -> None:
     """Run one stage: --config RECIPE.yaml, then any option of the recipe as --name value."""
     from importlib import import_module

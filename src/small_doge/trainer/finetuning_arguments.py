@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trl import DPOConfig, GRPOConfig, SFTConfig
+from trl import DistillationConfig, DPOConfig, GRPOConfig, SFTConfig
 
 from small_doge.trainer.arguments import RecipeArguments, option
+
+ROLLOUT_ENGINES = ("slots", "transformers")
 
 
 @dataclass
@@ -37,7 +39,32 @@ class PreferenceArguments(AdapterArguments, RecipeArguments, DPOConfig):
 
 
 @dataclass
-class ReinforcementArguments(AdapterArguments, RecipeArguments, GRPOConfig):
+class RolloutArguments:
+    """Where completions of the model in training come from."""
+
+    rollout_engine: str = option(
+        "slots", "What generates the completions: slots (our engine, on the training weights) or transformers."
+    )
+    system_prompt: str | None = option(None, "System message put before every prompt.")
+
+    def __post_init__(self) -> None:
+        if self.rollout_engine not in ROLLOUT_ENGINES:
+            raise ValueError(f"rollout_engine is {self.rollout_engine!r}: choose one of {', '.join(ROLLOUT_ENGINES)}.")
+        if self.use_peft and self.rollout_engine == "slots":  # type: ignore[attr-defined]
+            raise ValueError(
+                "rollout_engine slots generates from the weights, and adapters stand beside them: set "
+                "rollout_engine: transformers."
+            )
+        super().__post_init__()  # type: ignore[misc]
+
+
+@dataclass
+class LogitArguments(RolloutArguments, AdapterArguments, RecipeArguments, DistillationConfig):
+    """Distillation from a teacher's logits (`small-doge train distill`)."""
+
+
+@dataclass
+class ReinforcementArguments(RolloutArguments, AdapterArguments, RecipeArguments, GRPOConfig):
     """Group relative policy optimization (`small-doge train grpo`)."""
 
     reward_functions: list[str] = option(["accuracy", "format"], "Names of rewards in small_doge.rewards.")
@@ -52,7 +79,3 @@ class ReinforcementArguments(AdapterArguments, RecipeArguments, GRPOConfig):
     )
     curriculum_window: int = option(16, "Problems of a task that this mean is taken over.")
     curriculum_reward: str | None = option(None, "The reward that is the score; the first one if not given.")
-    system_prompt: str | None = option(None, "System message put before every prompt.")
-    rollout_engine: str = option(
-        "slots", "What generates the completions: slots (our engine, on the training weights) or transformers."
-    )

@@ -1,4 +1,4 @@
-"""GRPO's rollouts through our own engine: TRL's `rollout_func` on a `TorchSlots` that shares the training model.
+"""Rollouts through our own engine: TRL's `rollout_func` for GRPO, on a `TorchSlots` that shares the training model.
 
 Nothing is written to disk and nothing is loaded: the prompts go through the training model itself, and the tokens
 through fused copies of its weights, refreshed in place before each round of rollouts. A prompt that stands several
@@ -23,8 +23,10 @@ LENGTH_STEP = 128
 class SlotRollouts:
     """Called by `GRPOTrainer` with its prompts; returns their tokens, the completions and their log-probabilities.
 
-    The log-probabilities are the model's own, as the training forward has them, and cover the end token. At another
-    temperature than 1 the training forward's are of the tempered distribution, and the engine's are left out.
+    `draw` alone serves trainers that have the prompts' token ids.
+
+    The log-probabilities cover the end token. They are the model's own, as the training forward has them at temperature
+    1; at another there are none.
 
     Raises:
         ValueError: the model is no Doge, or its parameters are spread over processes.
@@ -36,10 +38,20 @@ class SlotRollouts:
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any] | None]:
         prompt_ids = encode(prompts, trainer.processing_class)
+        completion_ids, log_probs = self.draw(prompt_ids, trainer)
+        # At another temperature the training forward's are of the tempered distribution.
+        return {
+            "prompt_ids": prompt_ids,
+            "completion_ids": completion_ids,
+            "logprobs": log_probs if trainer.temperature == 1 else None,
+        }
+
+    def draw(self, prompt_ids: list[list[int]], trainer: Any) -> tuple[list[list[int]], list[list[float]]]:
+        """A completion of each prompt, and its tokens' log-probabilities at temperature 1."""
         longest = max(map(len, prompt_ids)) + trainer.max_completion_length
         started = time.perf_counter()
-        session = self._session_for(trainer, len(prompts), longest)
-        rows = list(range(len(prompts)))
+        session = self._session_for(trainer, len(prompt_ids), longest)
+        rows = list(range(len(prompt_ids)))
         first_of: dict[tuple[int, ...], int] = {}
         sources = [first_of.setdefault(tuple(ids), row) for row, ids in zip(rows, prompt_ids, strict=True)]
         session.extend([prompt_ids[row] for row in first_of.values()], list(first_of.values()))
@@ -52,13 +64,10 @@ class SlotRollouts:
         mode = "train" if trainer.model.training else "eval"
         rate = sum(lengths) / (time.perf_counter() - started)
         trainer._metrics[mode]["rollouts/tokens_per_second"].append(rate)
-        return {
-            "prompt_ids": prompt_ids,
-            "completion_ids": [row[:n].tolist() for row, n in zip(drawn.tokens, lengths, strict=True)],
-            "logprobs": [row[:n].tolist() for row, n in zip(drawn.logprobs, lengths, strict=True)]
-            if trainer.temperature == 1
-            else None,
-        }
+        return (
+            [row[:n].tolist() for row, n in zip(drawn.tokens, lengths, strict=True)],
+            [row[:n].tolist() for row, n in zip(drawn.logprobs, lengths, strict=True)],
+        )
 
     def _session_for(self, trainer: Any, rows: int, longest: int) -> TorchSlots:
         model = trainer.accelerator.unwrap_model(trainer.model)

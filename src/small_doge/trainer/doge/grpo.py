@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-ROLLOUT_ENGINES = ("slots", "transformers")
-
-
 class ReinforcementTrainer(StageTrainer, GRPOTrainer):
     """TRL's GRPOTrainer with our optimizer, schedule and checkpoints, a curriculum, and more figures in its logs."""
 
@@ -237,13 +234,6 @@ def main(argv: Sequence[str]) -> None:
     if args.model_name_or_path is None:
         raise ValueError(
             "no model_name_or_path: reinforcement starts from a checkpoint that already answers now and then."
-        )
-    if args.rollout_engine not in ROLLOUT_ENGINES:
-        raise ValueError(f"rollout_engine is {args.rollout_engine!r}: choose one of {', '.join(ROLLOUT_ENGINES)}.")
-    if args.use_peft and args.rollout_engine == "slots":
-        raise ValueError(
-            "rollout_engine slots generates from the weights, and adapters stand beside them: set rollout_engine: "
-            "transformers."
         )
     tokenizer = load_tokenizer(args)
     check_chat_template(tokenizer)
