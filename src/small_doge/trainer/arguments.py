@@ -53,7 +53,8 @@ class RecipeArguments:
     compile_layers: bool = option(
         False, "Compile one decoder layer and use it for all: a short start, since the layers share their code."
     )
-    gradient_checkpointing: bool | None = option(
+    # True or false; the libraries declare it by types that contradict one another.
+    gradient_checkpointing: Any = option(
         False,
         "Compute a layer's activations again in the backward pass instead of keeping them: less memory, a third more "
         "work. TRL's stages do so by default, ours do not.",
