@@ -3,47 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "recipes/accelerate_configs"
-
-
-def start(config: str, argv: list[str]) -> subprocess.Popen[str]:
-    """The config's two processes through accelerate's own command line, exchanging by gloo."""
-    script = str(ROOT / "src/small_doge/trainer/doge/pt.py")
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / config)]
-    command += ["--main_process_port", str(free_port()), script, *argv]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def free_port() -> int:
-    """A port below those that connections get by themselves: one of theirs may be taken before it is listened on."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as listener:
-            if listener.connect_ex(("127.0.0.1", port)):
-                return port
-
-
-def launch(config: str, argv: list[str]) -> None:
-    """Run the two processes to their end."""
-    process = start(config, argv)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 0, errors
+from launching import CONFIGS, launch, start
 
 
 def compare(recipe, stage, config: str = "ddp.yaml", rel: float = 1e-5, **changes) -> None:

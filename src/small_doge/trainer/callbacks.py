@@ -23,6 +23,23 @@ def tokens_seen(state: TrainerState, logs: dict[str, Any] | None = None) -> int:
     return int((logs or {}).get("num_tokens") or state.num_input_tokens_seen)
 
 
+class TokenCount(TrainerCallback):
+    """Keeps the tokens that TRL's SFT and DPO trainers count in the state that checkpoints hold: by themselves they
+    count anew from each resume.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer._total_train_tokens = state.num_input_tokens_seen
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        state.num_input_tokens_seen = self.trainer._total_train_tokens
+
+
 class ProgressReport(TrainerCallback):
     """A progress bar (a line now and then where there is no terminal) and `log.jsonl`: loss, gradient norm, learning
     rate, held-out bits per byte, tokens/s, MFU and time left.

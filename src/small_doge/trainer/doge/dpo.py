@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.trainer.adapters import adapter_config
+from small_doge.trainer.callbacks import TokenCount
 from small_doge.trainer.finetuning_arguments import PreferenceArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> None:
         peft_config=adapter_config(args),
     )
     attach_callbacks(trainer, args.stage or "dpo", args.max_length or 1024)
+    trainer.add_callback(TokenCount(trainer))
     run_to_end(trainer, tokenizer, resume)
 
 

@@ -12,6 +12,7 @@ from trl import SFTTrainer
 
 from small_doge.processor.ft_datasets_process import mix_datasets_by_ratio
 from small_doge.trainer.adapters import adapter_config
+from small_doge.trainer.callbacks import TokenCount
 from small_doge.trainer.finetuning_arguments import SupervisedArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
@@ -71,6 +72,7 @@ def main(argv: Sequence[str]) -> None:
         peft_config=adapter_config(args),
     )
     attach_callbacks(trainer, args.stage or "sft", length)
+    trainer.add_callback(TokenCount(trainer))
     run_to_end(trainer, tokenizer, resume)
 
 
