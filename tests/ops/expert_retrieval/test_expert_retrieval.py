@@ -30,6 +30,7 @@ def scores(kind: str, keys: int, tokens: int = 50) -> torch.Tensor:
     return tiny
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("top_k", [1, 2, 5, 16, 25])
 @pytest.mark.parametrize("keys", [5, 16, 32])
 @pytest.mark.parametrize("kind", ["random", "few_values_so_that_sums_tie", "constant", "sums_that_tie_by_rounding"])
@@ -92,6 +93,7 @@ def dense_mixture(x, index, weight, down, up, activation=F.silu):
     return dense_sum(weight * activation(dense_dots(x, down, index)), up, index)
 
 
+@pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("fast", [fast_mixture, dense_mixture], ids=["gathered rows", "products with the whole table"])
 @pytest.mark.parametrize("activation", [F.silu, F.gelu], ids=["silu", "gelu"])
 def test_outputs_and_every_gradient_equal_the_definition(activation, fast):
