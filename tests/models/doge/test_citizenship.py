@@ -146,7 +146,7 @@ def test_the_training_forward_and_backward_compile_without_a_graph_break(kind, w
         torch.testing.assert_close(parameter.grad, expected[name], msg=name)
 
 
-@pytest.mark.parametrize("way", ["plain", "packed", "without logits"])
+@pytest.mark.parametrize("way", ["plain", "packed", "padded", "without logits"])
 def test_a_compiled_model_is_not_compiled_again_for_the_same_shapes(way, make_model):
     """Other tokens, and other documents in the row, are no other graph; nor does either break the one there is."""
     torch._dynamo.reset()
@@ -158,6 +158,8 @@ def test_a_compiled_model_is_not_compiled_again_for_the_same_shapes(way, make_mo
             if way == "packed":
                 lengths = (5 + seed, 19 - seed)
                 inputs["position_ids"] = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1).contiguous()
+            elif way == "padded":
+                inputs["attention_mask"] = (torch.arange(24) > torch.tensor([[2 + seed], [-1]])).long()
             elif way == "without logits":
                 inputs["loss_only"] = True
             compiled(**inputs).loss.backward()

@@ -177,6 +177,10 @@ def decoded(model, ids):
     return torch.cat(logits, 1)
 
 
+def prefilled(model, ids):
+    return model(ids, use_cache=True).logits
+
+
 def prefilled_in_chunks(model, ids):
     past, logits = None, []
     for chunk in ids.split([7, 1, 20, 12], 1):
@@ -198,7 +202,7 @@ def padded(model, ids):
     return model(rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, 6:]
 
 
-WAYS = [plain, trained, decoded, prefilled_in_chunks, packed, padded]
+WAYS = [plain, trained, decoded, prefilled, prefilled_in_chunks, packed, padded]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
@@ -222,6 +226,16 @@ def test_a_row_does_not_depend_on_its_neighbors(way):
     model = make()
     other = torch.cat((text()[:1], text(4)[3:]))
     torch.testing.assert_close(way(model, other)[:1], way(model, text())[:1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@torch.no_grad()
+def test_in_lower_precision_every_way_stays_near_double(dtype, way):
+    found = way(make(dtype), text())
+    assert found.dtype == dtype
+    expected = plain(make(), text())
+    assert (found - expected).abs().mean() < (1e-5 if dtype == torch.float32 else 0.05) * expected.abs().mean()
 
 
 def gradients(model, runs):
@@ -296,6 +310,25 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+@pytest.mark.parametrize("way", ["packed", "without logits"])
+def test_it_compiles_without_a_graph_break_and_once(way):
+    torch._dynamo.reset()
+    model = make().train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(2):
+            ids = torch.randint(3, 60, (2, 24), generator=torch.Generator().manual_seed(seed))
+            inputs = {"input_ids": ids, "labels": ids}
+            if way == "packed":
+                positions = torch.cat((torch.arange(5 + seed), torch.arange(19 - seed)))
+                inputs["position_ids"] = positions.expand(2, -1).contiguous()
+            else:
+                inputs["loss_only"] = True
+            loss = compiled(**inputs).loss
+            loss.backward()
+    torch.testing.assert_close(loss, model(**inputs).loss)
 
 
 def test_transformers_trainer_trains_it(tmp_path):
