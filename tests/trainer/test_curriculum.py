@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launching import launch
 
 from small_doge.rewards import REWARDS, Group
 from small_doge.trainer.curriculum import Curriculum
@@ -137,3 +138,15 @@ def test_a_recipe_that_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run(options | changes)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_the_levels(options: dict[str, Any]) -> None:
+    # Any score raises, so a task rises whenever its window of 2 is full: twice in a step of 4 problems a task.
+    changes = {"curriculum_threshold": 0.0, "reward_functions": ["gym"], "curriculum_reward": None}
+    argv = [part for key, value in (options | changes).items() for part in (f"--{key}", json.dumps(value))]
+    launch("ddp.yaml", argv, "grpo")
+    log = (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, log) if "loss" in line]
+    assert [line["curriculum/chain_sum/level"] for line in lines] == [2, 4, 6, 8]
+    assert [line["curriculum/count_bits/level"] for line in lines] == [2, 4, 4, 4], "its highest level"
