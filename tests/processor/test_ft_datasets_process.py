@@ -161,6 +161,14 @@ def test_columns_asked_for_are_kept(write_jsonl, tokenizer, tmp_path):
     assert {row["answer"] for row in encoded} == {r["answer"] for r in rows}
 
 
+def test_a_dictionary_is_kept_as_json_whose_fields_may_differ_between_rows(write_jsonl, tmp_path):
+    metadata = [{"task": "sum", "terms": [1, 2]}, {"task": "name", "terms": "none"}] * 10
+    rows = [{"question": f"{i}?", "answer": "1", "metadata": about} for i, about in enumerate(metadata)]
+    kept = run([{write_jsonl("a.jsonl", rows): 1.0}], tmp_path, keep_columns=["metadata"], test_share=0)["train"]
+    found = {row["messages"][0]["content"]: json.loads(row["metadata"]) for row in kept}
+    assert found == {row["question"]: row["metadata"] for row in rows}
+
+
 def test_the_seeds_formatting_functions_work(write_jsonl, tmp_path):
     def with_identity(example):
         return {

@@ -196,7 +196,7 @@ class _Run:
 
     def _example(self, row: Row, name: str, report: Report, blocks: Sequence[Block]) -> Example | None:
         plan, fields = self.plan, self._fields(row)
-        kept = {column: fields[column] for column in plan.keep_columns if column in fields}
+        kept = {column: _as_cell(fields[column]) for column in plan.keep_columns if column in fields}
         try:
             if self.kind == "preference":
                 if not is_preference(fields):
@@ -284,6 +284,11 @@ class _EncodedWriter:
         self.stats.add(stats)
         self.shards += 1
         self.waiting, self.tokens = [], 0
+
+
+def _as_cell(value: Any) -> Any:
+    """A dictionary as JSON: its fields may be of other kinds in other rows, which no column of a table can hold."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 class _ExampleWriter:

@@ -67,7 +67,8 @@ def mix_datasets_by_ratio(
         kind: "conversation" or "preference"; None decides by the first row of each source. In a mix of both, a
             preference row counts as the conversation with its chosen answer.
         ratio_by: "tokens" (the default with `apply_chat_template`) or "rows"; pairs are always counted by rows.
-        keep_columns: columns to keep beside the messages, such as the `answer` that a reward checks.
+        keep_columns: columns to keep beside the messages, such as the `answer` that a reward checks; a dictionary is
+            kept as JSON text.
         test_share: share of the rows held out, chosen by a hash of their `group`, or of all that comes before the
             first answer: the same question is never on both sides.
 
