@@ -51,6 +51,16 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+def small_model(
+    kind: str = "dense", *, seed: int = 0, dtype: torch.dtype = torch.float32, attn: str = "sdpa", **fields: Any
+) -> DogeForCausalLM:
+    """A small randomized model in evaluation mode."""
+    torch.manual_seed(seed)
+    model = randomize(DogeForCausalLM(small_config(kind, **fields)), seed).to(dtype).eval()
+    model.set_attn_implementation(attn)
+    return model
+
+
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., DogeConfig]:
     return small_config
@@ -58,17 +68,8 @@ def make_config() -> Callable[..., DogeConfig]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., DogeForCausalLM]:
-    """make_model(kind, seed=, dtype=, attn=, **config fields): a small randomized model in evaluation mode."""
-
-    def make(
-        kind: str = "dense", *, seed: int = 0, dtype: torch.dtype = torch.float32, attn: str = "sdpa", **fields: Any
-    ) -> DogeForCausalLM:
-        torch.manual_seed(seed)
-        model = randomize(DogeForCausalLM(small_config(kind, **fields)), seed).to(dtype).eval()
-        model.set_attn_implementation(attn)
-        return model
-
-    return make
+    """make_model(kind, seed=, dtype=, attn=, **config fields): `small_model`."""
+    return small_model
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,77 @@
+"""Whole models through the Triton kernels equal the definition: in Triton's interpreter, and on a GPU.
+
+On a GPU: `pytest tests/models/doge/test_kernels_in_the_model.py -m gpu -v`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+
+import pytest
+from kernels_compare import differences, too_large
+
+FOLDER = Path(__file__).resolve().parent
+KINDS = ("dense", "mixture", "scores_per_query_head")
+KERNELS = ("doge_triton_causal", "doge_triton_sparse")
+# Decoding takes the plain step, one query that sees every slot, unless a kernel is named.
+WAYS = ("trained", "prefilled_in_chunks", "packed", "padded_on_the_left")
+# "sdpa": the rule chooses.
+FAST = {
+    "dense, trained, by the rule": ("dense", "sdpa", "trained"),
+    "mixture, packed": ("mixture", KERNELS[1], "packed"),
+}
+SLOW = {", ".join(case): case for case in product(KINDS, KERNELS, WAYS)}
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+def run_interpreted(cases: dict[str, tuple]) -> dict[str, dict[str, float]]:
+    paths = [FOLDER.parents[2] / "src", FOLDER.parents[1] / "ops", FOLDER.parent]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, str(FOLDER / "kernels_interpreted.py"), json.dumps(list(cases.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def fast() -> dict[str, dict[str, float]]:
+    return run_interpreted(FAST)
+
+
+@pytest.fixture(scope="module")
+def slow() -> dict[str, dict[str, float]]:
+    return run_interpreted(SLOW)
+
+
+@pytest.mark.parametrize("case", FAST)
+def test_a_model_is_that_of_the_definition(case, fast):
+    assert not too_large(fast[case])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_a_model_is_that_of_the_definition_in_more_cases(case, slow):
+    assert not too_large(slow[case])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [*WAYS, "decoded", "prefilled_then_decoded", "padded_on_the_left_then_decoded"])
+@pytest.mark.parametrize("backend", ["sdpa", "doge_blocked", *KERNELS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_on_a_gpu_is_that_of_the_definition(kind, backend, way):
+    assert not too_large(differences(kind, backend, way, device="cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [*WAYS, "decoded"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_on_a_gpu_is_near_it_in_half_precision(kind, dtype, way):
+    assert not too_large(differences(kind, "sdpa", way, dtype, "cuda"), dtype)
