@@ -31,6 +31,20 @@ def test_the_command_line_wins_over_the_budget(tmp_path: Path) -> None:
     assert (args.learning_rate, args.max_steps, args.gradient_accumulation_steps) == (1e-3, 20, 4)
 
 
+@pytest.mark.parametrize(("micro_batch", "expected"), [("48", (32, 2)), ("64", (64, 1)), ("2", (2, 32))])
+def test_a_micro_batch_on_the_command_line_keeps_the_rows_of_a_step(
+    tmp_path: Path, micro_batch: str, expected: tuple[int, int]
+) -> None:
+    args = arguments(tmp_path, "--tokens", "70M", "--per_device_train_batch_size", micro_batch)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
+    assert args.max_steps == 534
+
+
+def test_an_accumulation_beside_a_budget_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="drop gradient_accumulation_steps"):
+        arguments(tmp_path, "--tokens", "70M", "--gradient_accumulation_steps", "2")
+
+
 def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     values = {"tokens": "70M", "model_config": {"size": "20M"}, "per_device_train_batch_size": 32}

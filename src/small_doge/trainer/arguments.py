@@ -69,7 +69,7 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     tokens: float | None = option(
         None,
         "Token budget, as 70e6, 70M or 4B: sets batch, steps, learning rates and steps between saves in the recipe's "
-        "place; what the command line gives beside it wins.",
+        "place; what the command line gives beside it wins, and a micro-batch given there is the largest to use.",
     )
     continue_from: str | None = option(
         None, "Checkpoint of another run's stable phase to go on from, with its optimizer and learning rate."

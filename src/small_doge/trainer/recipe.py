@@ -44,8 +44,13 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
         values[name] = yaml.safe_load(text) if text != "" else ""
         origin[name] = "the command line"
     if values.get("tokens") is not None and hasattr(kind, "tokens"):
+        if origin.get("gradient_accumulation_steps") == "the command line":
+            raise ValueError(
+                "tokens sets the rows of a step: drop gradient_accumulation_steps (per_device_train_batch_size is the "
+                "largest micro-batch to use), or set max_steps in the place of tokens."
+            )
         for name, value in options_for_tokens(values).items():
-            if name == "tokens" or origin.get(name) != "the command line":
+            if name in ("tokens", "per_device_train_batch_size") or origin.get(name) != "the command line":
                 values[name], origin[name] = value, "tokens"
 
     hints = typing.get_type_hints(kind)
