@@ -26,7 +26,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "question": [f"What is {i} plus {i}?" for i in range(PROBLEMS)],
         "answer": [str(2 * i) for i in range(PROBLEMS)],
     }
-    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(folder))
+    DatasetDict(train=Dataset.from_dict(rows), test=Dataset.from_dict(rows)).save_to_disk(str(folder))
     return folder
 
 
@@ -114,6 +114,39 @@ def test_the_same_seed_gives_the_same_run(options, monkeypatch, tmp_path):
     logs = [run(options | {"output_dir": str(tmp_path / name)}, monkeypatch)[1] for name in ("a", "b")]
     first, second = ([line["loss"] for line in log if "loss" in line] for log in logs)
     assert first == second
+
+
+def test_held_out_problems_are_measured_before_and_after_and_change_no_draw(options, monkeypatch, tmp_path):
+    measured = {"eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "num_generations_eval": 2}
+    _, lines = run(options | measured, monkeypatch)
+    assert [line["step"] for line in lines if "eval_reward" in line] == [0, 2]
+    page = (Path(options["output_dir"]) / "report.html").read_text()
+    assert "<h2>Held out</h2>" in page
+    assert "<tr><td>rewards/accuracy/mean<td>" in page
+    _, plain = run(options | {"output_dir": str(tmp_path / "plain")}, monkeypatch)
+    for figure in ("reward", "completions/mean_length", "grad_norm"):
+        found, expected = ([line[figure] for line in log if "loss" in line] for log in (lines, plain))
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_in_which_nothing_can_be_learnt_warns_once(caplog):
+    watch = grpo.WarnWithoutSignal(patience=3)
+    for share in (1.0, 1.0, 0.9, 1.0, 1.0):
+        watch.on_log(None, None, None, {"frac_reward_zero_std": share})
+    watch.on_log(None, None, None, {"loss": 1.0})
+    assert not caplog.records, "a group with a signal begins the count anew, and other logs do not count"
+    for _ in range(3):
+        watch.on_log(None, None, None, {"frac_reward_zero_std": 1.0})
+    (record,) = caplog.records
+    assert "no group had two different rewards for 3 logs: make the task easier or harder." in record.getMessage()
+
+
+def test_an_answer_that_cannot_be_read_is_skipped_and_counted(options, monkeypatch, tmp_path):
+    rows = {"question": ["One?", "Two?"] * 4, "answer": ["1", "two"] * 4}
+    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(tmp_path / "rows"))
+    _, lines = run(options | {"dataset": str(tmp_path / "rows"), "shuffle_dataset": False}, monkeypatch)
+    assert [line["rewards/accuracy/skipped"] for line in lines if "loss" in line] == [0.5, 0.5]
+    assert [line["rewards/format/skipped"] for line in lines if "loss" in line] == [0, 0]
 
 
 def test_the_reward_rises(options, monkeypatch):

@@ -7,11 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.processor.tokenizer import train_tokenizer
-from small_doge.trainer.setup import check_chat_template, check_token_ids, load_data, load_model, load_tokenizer
+from small_doge.trainer.setup import (
+    check_chat_template,
+    check_token_ids,
+    evaluation_rows,
+    load_data,
+    load_model,
+    load_tokenizer,
+)
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -76,3 +83,11 @@ def test_what_does_not_fit_is_refused_in_one_line(
     with pytest.raises(ValueError, match=mend) as error:
         use(tokenizer, small_vocabulary, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_data_without_a_test_split_are_trained_on_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    rows = DatasetDict(train=Dataset.from_dict({"input_ids": [[1, 2]]}))
+    args = SimpleNamespace(eval_strategy="epoch", eval_on_start=True)
+    assert evaluation_rows(args, rows) is None
+    assert (args.eval_strategy, args.eval_on_start) == ("no", False)
+    assert "no test split, so nothing is held out: set test_share when preparing it" in caplog.text

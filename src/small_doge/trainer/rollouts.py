@@ -34,7 +34,7 @@ class SlotRollouts:
 
     def __init__(self) -> None:
         self.session: TorchSlots | None = None
-        self._call = (-1, 0)  # the optimizer step, and how many rounds it has had
+        self._calls: dict[str, tuple[int, int]] = {}  # by mode: the optimizer step, and how many rounds it has had
 
     def __call__(self, prompts: list[Any], trainer: Any) -> dict[str, list[Any] | None]:
         prompt_ids = encode(prompts, trainer.processing_class)
@@ -93,10 +93,13 @@ class SlotRollouts:
         return session
 
     def _sampling(self, trainer: Any, rows: list[int]) -> list[SamplingParams]:
-        step = trainer.state.global_step
-        self._call = (step, self._call[1] + 1 if self._call[0] == step else 0)
-        # The same draws after a resume, and others in each round, process and row.
-        seed = hash((trainer.args.seed, trainer.accelerator.process_index, *self._call)) & 0xFFFFFFFF
+        step, training = trainer.state.global_step, trainer.model.training
+        mode = "train" if training else "eval"
+        before, rounds = self._calls.get(mode, (-1, 0))
+        self._calls[mode] = (step, rounds + 1 if before == step else 0)
+        # The same draws after a resume, and others in each mode, round, process and row.
+        call = (trainer.args.seed, trainer.accelerator.process_index, training, *self._calls[mode])
+        seed = hash(call) & 0xFFFFFFFF
         fields = {
             "temperature": trainer.temperature,
             "top_k": trainer.top_k or 0,

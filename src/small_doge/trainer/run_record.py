@@ -29,6 +29,7 @@ CURVES = {
     "learning_rate": "learning rate",
     "tokens_per_second": "training tokens/s",
 }
+COSTS = ("runtime", "per_second", "num_tokens", "step_time")
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr))}td{padding:.1rem 1rem .1rem 0}
 svg{width:100%;height:auto}pre{overflow:auto;background:#f6f6f6;padding:1rem}"""
@@ -72,17 +73,33 @@ def write_report(folder: Path) -> Path:
     facts = {**_last_figures(log), **{name: start[name] for name in ("device", "processes", "engine", "source")}}
     facts["versions"] = ", ".join(f"{name} {number}" for name, number in start["versions"].items())
     table = "".join(f"<tr><td>{html.escape(name)}<td>{html.escape(str(value))}</tr>" for name, value in facts.items())
+    held_out = "".join(
+        f"<tr><td>{html.escape(name)}<td>{first:.4g}<td>{last:.4g}</tr>"
+        for name, (first, last) in before_and_after(log).items()
+    )
+    if held_out:
+        held_out = f"<h2>Held out</h2><table><tr><td><td>first<td>last</tr>{held_out}</table>"
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     shown = yaml.safe_dump({name: value for name, value in recipe.items() if value not in (None, "", [], {})})
     page = f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{html.escape(folder.name)}</title><style>{STYLE}</style>
 <h1>{html.escape(folder.name)}</h1><table>{table}</table>
+{held_out}
 <div class="charts">{charts}</div>
 <h2>Recipe</h2><pre>{html.escape(shown)}</pre></html>
 """
     path = folder / REPORT_FILE
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def before_and_after(log: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Every held-out figure that was measured more than once: the first, which is from before the training under
+    `eval_on_start`, and the last.
+    """
+    names = {name: None for entry in log for name in entry if name.startswith("eval_") and not name.endswith(COSTS)}
+    found = {name: [entry[name] for entry in log if entry.get(name) is not None] for name in names}
+    return {name.removeprefix("eval_"): (values[0], values[-1]) for name, values in found.items() if len(values) > 1}
 
 
 def _last_figures(log: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.loading import load_checkpoint
@@ -143,8 +144,16 @@ def load_data(
 
 
 def evaluation_rows(args: Any, data: DatasetDict) -> Dataset | None:
-    """The test split, where the recipe evaluates at all: TRL prepares every row that it is given."""
-    return data.get("test") if args.eval_strategy != "no" else None
+    """The test split, where the recipe evaluates at all: TRL prepares every row that it is given.
+
+    Without a test split a warning says so, and nothing is evaluated.
+    """
+    if args.eval_strategy == "no" and not args.eval_on_start:
+        return None
+    if "test" not in data:
+        logger.warning("the data has no test split, so nothing is held out: set test_share when preparing it.")
+        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+    return data.get("test")
 
 
 def bytes_per_token(rows: Dataset | None, tokenizer: PreTrainedTokenizerBase) -> float | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -31,6 +31,7 @@ from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.rollouts import SlotRollouts
 from small_doge.trainer.setup import (
     check_chat_template,
+    evaluation_rows,
     load_data,
     load_model,
     load_tokenizer,
@@ -172,19 +173,18 @@ def prompts_of(row: dict[str, Any], system_prompt: str | None) -> dict[str, Any]
     return {"prompt": prompt}
 
 
-def problems_of(args: ReinforcementArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """The recipe's data with the columns `prompt`, `answer` and, where there is one, `metadata`.
+def problems_of(rows: Dataset, system_prompt: str | None) -> Dataset:
+    """The rows with the columns `prompt`, `answer` and, where there is one, `metadata`.
 
     Raises:
-        ValueError: it has no question or no answer.
+        ValueError: they have no question or no answer.
     """
-    rows = load_data(args, mix_datasets_by_ratio, tokenizer)["train"]
     columns = set(rows.column_names)
     if "answer" not in columns or not columns & {"prompt", "question"}:
         raise ValueError(
             f"the data has the columns {sorted(columns)}: reinforcement needs `question` (or `prompt`) and `answer`."
         )
-    rows = rows.map(prompts_of, fn_kwargs={"system_prompt": args.system_prompt})
+    rows = rows.map(prompts_of, fn_kwargs={"system_prompt": system_prompt})
     return rows.select_columns([name for name in ("prompt", "answer", "metadata") if name in rows.column_names])
 
 
@@ -239,7 +239,15 @@ def main(argv: Sequence[str]) -> None:
     check_chat_template(tokenizer)
     model = load_model(args, tokenizer)
     without_router_loss(args)
-    curriculum, train = problems_to_make(args) if args.curriculum else (None, problems_of(args, tokenizer))
+    curriculum: Curriculum | None = None
+    held_out: Dataset | None = None
+    if args.curriculum:
+        curriculum, train = problems_to_make(args)
+    else:
+        data = load_data(args, mix_datasets_by_ratio, tokenizer)
+        rows = evaluation_rows(args, data)
+        train = problems_of(data["train"], args.system_prompt)
+        held_out = None if rows is None else problems_of(rows, args.system_prompt)
     resume = resume_point(args)
     save_recipe(args)
 
@@ -252,6 +260,7 @@ def main(argv: Sequence[str]) -> None:
         ],
         args=args,
         train_dataset=train,
+        eval_dataset=held_out,
         processing_class=tokenizer,
         rollout_func=SlotRollouts() if args.rollout_engine == "slots" else None,
         peft_config=adapter_config(args),
