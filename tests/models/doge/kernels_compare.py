@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import doge_ways
 import torch
-from conftest import small_model
+from small_models import small_model
 
 CHANGED = 37
 

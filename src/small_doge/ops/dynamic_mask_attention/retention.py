@@ -36,7 +36,8 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
         int32 [B, G, S]; [B, 1, S] if S <= w, where no key is ever beaten out and e_j is the limit.
 
     Work is O(S log S) for each key/value head: one sort and one wavelet-matrix descent (`running_threshold`), or, on
-    a GPU with Triton, one sort and one pass of O(S sqrt S) in a single launch.
+    a GPU with Triton, one sort and one pass of O(S sqrt S) in a single launch. By blocks of w it would be O(S log w),
+    of 2w keys each and one after another: more work than this until S > 4 w^2.
     """
     if keep_window < 1:
         raise ValueError(f"keep_window must be at least 1, not {keep_window}")
