@@ -36,6 +36,16 @@ def test_product_equals_the_widened_weights_times_the_rounded_input(isa: str, dt
         np.testing.assert_allclose(got, rounded @ wide.T, rtol=0, atol=2e-5 * cols)
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("isa", isas())
+def test_a_tokens_product_is_the_same_to_the_bit_in_any_company(isa: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((80, 200), np.float32), rng.standard_normal((16, 200), np.float32)
+    together = native._core.product(weight, x, TYPES[dtype], isa)
+    for tokens in range(1, 16):
+        np.testing.assert_array_equal(native._core.product(weight, x[:tokens], TYPES[dtype], isa), together[:tokens])
+
+
 @pytest.mark.parametrize("isa", isas())
 def test_largest_bytes_do_not_overflow(isa: str) -> None:
     for sign_w, sign_x in [(1, 1), (1, -1), (-1, 1), (-1, -1)]:

@@ -65,12 +65,12 @@ nb::ndarray<nb::numpy, float> product(Floats weight, Floats x, int type, const s
 
     const int ld = round_up(cols, kActPad), ld_groups = ld / kGroup4, ldo = m.panels * kPanel;
     std::vector<float> values(size_t(tokens) * ld), scale(size_t(tokens) * ld_groups), out(size_t(tokens) * ldo);
-    std::vector<int8_t> q(values.size());
+    std::vector<int8_t> q(values.size() * kBytesX);
     std::vector<int32_t> sum(scale.size());
     for (int t = 0; t < tokens; ++t) {
         std::memcpy(values.data() + size_t(t) * ld, x.data() + size_t(t) * cols, sizeof(float) * cols);
         if (is_integer(m.type))
-            k->quantize(values.data() + size_t(t) * ld, m.cols_p, m.type, q.data() + size_t(t) * ld,
+            k->quantize(values.data() + size_t(t) * ld, m.cols_p, m.type, q.data() + size_t(t) * ld * kBytesX,
                         scale.data() + size_t(t) * ld_groups, sum.data() + size_t(t) * ld_groups);
     }
     k->matmul(m, {values.data(), q.data(), scale.data(), sum.data(), ld, ld_groups}, tokens, out.data(), ldo, 0,

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels.hpp"
+#include "pack.hpp"
 
 namespace small_doge {
 
@@ -23,8 +24,8 @@ struct Eviction {
 };
 
 struct HeadCache {
-    uint8_t* keys = nullptr;  // [slot][dim], rotated and normalized; float or bf16
-    uint8_t* values = nullptr;
+    uint8_t* keys = nullptr;    // rotated and normalized, a row a slot of a packed matrix; float or bf16
+    uint8_t* values = nullptr;  // [slot][dim], of the same type
     float* scores = nullptr;
     uint32_t* ranks = nullptr;
     int32_t* positions = nullptr;
@@ -43,11 +44,17 @@ struct HeadCache {
         evicted.push_back({gone, query});
     }
 
+    // The keys of the first `slots` slots, to be multiplied by queries.
+    Matrix key_matrix(Type type, int slots, int dim) const { return describe(type, slots, dim, keys); }
+    void set_key(Type type, int slot, const float* key, int dim) {
+        pack_row(type, key, dim, slot % kPanel, keys + describe(type, 1, dim, nullptr).panel_bytes * (slot / kPanel));
+    }
+
     // Takes over the live slots of another cache of the same capacity.
     void assign(const HeadCache& other, size_t slot_bytes);
 
     // After the block's attention: fills the holes from the end.
-    void compact(int block, size_t slot_bytes);
+    void compact(int block, Type type, int dim);
 };
 
 }  // namespace small_doge

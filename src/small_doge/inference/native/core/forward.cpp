@@ -42,7 +42,8 @@ Activations Session::prepare(int thread, Input& shared, Input& own, const float*
         }
         if (is_integer(type)) {
             const size_t at = static_cast<size_t>(t) * in.ld, at_group = static_cast<size_t>(t) * in.ld_groups;
-            k_.quantize(values, n, type, in.q.data() + at, in.scale.data() + at_group, in.sum.data() + at_group);
+            k_.quantize(values, n, type, in.q.data() + at * kBytesX, in.scale.data() + at_group,
+                        in.sum.data() + at_group);
         }
     }
     if (tokens > 1) model_->team.barrier();
@@ -52,7 +53,8 @@ Activations Session::prepare(int thread, Input& shared, Input& own, const float*
 void Session::feed(int thread, const Block& block) {
     const Config& c = model_->config;
     Team& team = model_->team;
-    const int threads = team.size(), tokens = static_cast<int>(block.tokens.size()), half = c.head_dim / 2;
+    const int threads = team.size(), half = c.head_dim / 2;
+    int tokens = static_cast<int>(block.tokens.size());
     Scratch& own = *scratch_[thread];
 
     for (const Span& s : block.spans) {
@@ -89,6 +91,7 @@ void Session::feed(int thread, const Block& block) {
 
         attention(thread, l, i, block);
         team.barrier();
+        if (only_wanted(i, block)) tokens = keep_wanted(thread, block);
 
         in = prepare(thread, attended_, own.attention, attention_.data(), ld_attention_, tokens, l.o.type, nullptr,
                      c.heads * c.head_dim);
@@ -96,7 +99,7 @@ void Session::feed(int thread, const Block& block) {
         for (size_t s = 0, item = 0; s < block.spans.size(); ++s)
             for (int kv = 0; kv < c.kv_heads; ++kv, ++item)
                 if (static_cast<int>(item % threads) == thread)
-                    cache(block.spans[s].row, i, kv).compact(block.spans[s].count, slot_bytes_);
+                    cache(block.spans[s].row, i, kv).compact(block.spans[s].count, cache_type_, dim_);
         team.barrier();
 
         in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.gate.type, l.norm2, c.hidden);
@@ -131,7 +134,30 @@ void Session::feed(int thread, const Block& block) {
         add_update(r, l.residual2);
         team.barrier();
     }
-    head(thread, block);
+    head(thread, block, tokens);
+}
+
+// Behind its keys the last layer is needed for those tokens only whose logits are wanted.
+bool Session::only_wanted(int layer, const Block& block) const {
+    return layer + 1 == model_->config.layers && !block.all_logits && !block.all_hidden;
+}
+
+// Moves what belongs to these tokens to the front; returns how many they are.
+int Session::keep_wanted(int thread, const Block& block) {
+    int wanted = 0;
+    bool moves = false;
+    for (const Span& s : block.spans) {
+        for (int at = s.first + s.count - s.logits; at < s.first + s.count; ++at, ++wanted) {
+            moves |= at != wanted;
+            if (thread > 0 || at == wanted) continue;
+            const size_t from = at, to = wanted;
+            std::memcpy(x_.data() + to * ld_x_, x_.data() + from * ld_x_, sizeof(float) * ld_x_);
+            std::memcpy(attention_.data() + to * ld_attention_, attention_.data() + from * ld_attention_,
+                        sizeof(float) * ld_attention_);
+        }
+    }
+    if (moves) model_->team.barrier();
+    return wanted;
 }
 
 void Session::attention(int thread, const Layer& layer, int index, const Block& block) {
@@ -156,7 +182,7 @@ void Session::attention(int thread, const Layer& layer, int index, const Block& 
     const int heads = single ? 1 : group, queries = single ? 1 : 8;
     item = 0;
     for (const Span& s : block.spans)
-        for (int t = 0; t < s.count; t += queries)
+        for (int t = only_wanted(index, block) ? s.count - s.logits : 0; t < s.count; t += queries)
             for (int h = 0; h < c.heads; h += heads, ++item)
                 if (item % threads == thread)
                     attend(*scratch_[thread], layer, index, s, h / group, h, heads, t, std::min(s.count, t + queries));
@@ -175,18 +201,13 @@ void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& 
         std::memset(k + d, 0, sizeof(float) * (dim_ - d));
         k_.rms_norm(token + kv * d, layer.k_norm, d, c.eps, k);
         k_.rope(k, cos_.data() + static_cast<size_t>(at) * half, sin_.data() + static_cast<size_t>(at) * half, half);
-        const size_t slot = h.n + t;
-        if (wide_cache_) {
-            float* to = reinterpret_cast<float*>(h.values + slot * slot_bytes_);
-            std::memcpy(h.keys + slot * slot_bytes_, k, slot_bytes_);
+        h.set_key(cache_type_, h.n + t, k, dim_);
+        uint8_t* to = h.values + (h.n + t) * slot_bytes_;
+        std::memset(to, 0, slot_bytes_);
+        if (cache_type_ == Type::f32)
             std::memcpy(to, values + kv * d, sizeof(float) * d);
-            std::memset(to + d, 0, sizeof(float) * (dim_ - d));
-        } else {
-            bf16* to = reinterpret_cast<bf16*>(h.values + slot * slot_bytes_);
-            k_.to_bf16(k, dim_, reinterpret_cast<bf16*>(h.keys + slot * slot_bytes_));
-            k_.to_bf16(values + kv * d, d, to);
-            std::memset(to + d, 0, sizeof(bf16) * (dim_ - d));
-        }
+        else
+            k_.to_bf16(values + kv * d, d, reinterpret_cast<bf16*>(to));
         const float score =
             std::exp(layer.decay[kv] *
                      softplus(k_.dot_f32(layer.dt + static_cast<size_t>(kv) * values_width, values, values_width)));
@@ -212,10 +233,11 @@ void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span
         k_.rope(q, cos_.data() + static_cast<size_t>(at) * half, sin_.data() + static_cast<size_t>(at) * half, half);
         for (int i = 0; i < d; ++i) q[i] *= scaling;
     }
-    if (wide_cache_)
-        k_.dots_f32(s.query.data(), rows, dim_, reinterpret_cast<const float*>(h.keys), n, s.weights.data(), ld);
-    else
-        k_.dots_bf16(s.query.data(), rows, dim_, reinterpret_cast<const bf16*>(h.keys), n, s.weights.data(), ld);
+    const Matrix keys = h.key_matrix(cache_type_, n, dim_);
+    Activations queries;
+    queries.values = s.query.data();
+    queries.ld = dim_;
+    k_.matmul(keys, queries, rows, s.weights.data(), ld, 0, keys.panels);
     for (int r = 0; r < rows; ++r) {
         const int t = t0 + r / heads, seen = h.n + t + 1;
         float* w = s.weights.data() + static_cast<size_t>(r) * ld;
@@ -225,7 +247,7 @@ void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span
         k_.softmax(w, seen);
         std::fill(w + seen, w + n, 0.0f);
     }
-    if (wide_cache_)
+    if (cache_type_ == Type::f32)
         k_.mix_f32(s.weights.data(), ld, rows, reinterpret_cast<const float*>(h.values), n, dim_, s.mixed.data());
     else
         k_.mix_bf16(s.weights.data(), ld, rows, reinterpret_cast<const bf16*>(h.values), n, dim_, s.mixed.data());
@@ -274,45 +296,45 @@ void Session::experts(Scratch& s, const Layer& layer, const float* x, const floa
 }
 
 // Logits where they are wanted, and each thread's share of what sampling needs to know about them.
-void Session::head(int thread, const Block& block) {
+void Session::head(int thread, const Block& block, int tokens) {
     const Config& c = model_->config;
     Team& team = model_->team;
-    const int threads = team.size(), tokens = static_cast<int>(block.tokens.size());
+    const int threads = team.size();
     const Matrix& m = model_->head;
     const Range panels = share(m.panels, thread, threads);
     const int first = panels.first * kPanel, last = std::min(panels.last * kPanel, c.vocab);
 
-    for (int t = thread; block.all_hidden && t < tokens; t += threads)
-        k_.rms_norm(x_.data() + static_cast<size_t>(t) * ld_x_, model_->final_norm, c.hidden, c.eps,
-                    block.all_hidden + static_cast<size_t>(t) * c.hidden);
+    if (block.all_hidden) {
+        for (int t = thread; t < tokens; t += threads)
+            k_.rms_norm(x_.data() + static_cast<size_t>(t) * ld_x_, model_->final_norm, c.hidden, c.eps,
+                        block.all_hidden + static_cast<size_t>(t) * c.hidden);
+        team.barrier();
+        tokens = keep_wanted(thread, block);
+    }
+    if (tokens == 0) return;
 
-    // Which tokens: all, or as many of each span's last ones as it asks for. Their hidden rows move to the front of
-    // update_.
-    int wanted = 0;
+    // The product goes straight to the sequences' logits where these lie in a row.
+    bool direct = !block.all_logits;
+    size_t first_slot = 0;
+    int at = 0;
     for (const Span& s : block.spans) {
-        for (int t = 0; t < s.count; ++t) {
-            if (!block.all_logits && t < s.count - s.logits) continue;
-            if (wanted % threads == thread)
-                std::memcpy(update_.data() + static_cast<size_t>(wanted) * ld_x_,
-                            x_.data() + static_cast<size_t>(s.first + t) * ld_x_, sizeof(float) * c.hidden);
-            ++wanted;
+        for (int p = 0; p < s.logits; ++p, ++at) {
+            if (at == 0) first_slot = slot_of(s.row, 0);
+            direct &= slot_of(s.row, p) == first_slot + at;
         }
     }
-    if (wanted == 0) return;
-    const bool direct = wanted == 1 && !block.all_logits && tokens == 1;
     if (!direct) {
-        if (thread == 0 && head_out_.size() < static_cast<size_t>(wanted) * ld_logits_)
-            head_out_.resize(static_cast<size_t>(wanted) * ld_logits_);
+        if (thread == 0 && head_out_.size() < static_cast<size_t>(tokens) * ld_logits_)
+            head_out_.resize(static_cast<size_t>(tokens) * ld_logits_);
         team.barrier();
     }
-    const float* source = direct ? x_.data() : update_.data();
-    const Activations in =
-        prepare(thread, hidden_, scratch_[thread]->hidden, source, ld_x_, wanted, m.type, model_->final_norm, c.hidden);
-    float* out = direct ? logits_.data() + slot_of(block.spans[0].row, 0) * ld_logits_ : head_out_.data();
-    k_.matmul(m, in, wanted, out, ld_logits_, panels.first, panels.last);
+    const Activations in = prepare(thread, hidden_, scratch_[thread]->hidden, x_.data(), ld_x_, tokens, m.type,
+                                   model_->final_norm, c.hidden);
+    float* out = direct ? logits_.data() + first_slot * ld_logits_ : head_out_.data();
+    k_.matmul(m, in, tokens, out, ld_logits_, panels.first, panels.last);
 
     const LogitStats none = {-std::numeric_limits<float>::infinity(), 0, 0.0f};
-    int at = 0;
+    at = 0;
     for (const Span& s : block.spans) {
         at += block.all_logits ? s.count : s.logits;
         for (int p = 0; p < s.logits; ++p) {
@@ -327,7 +349,7 @@ void Session::head(int thread, const Block& block) {
             if (thread == 0) std::fill(stats + threads, stats + team.most(), none);
         }
     }
-    for (int i = 0; block.all_logits && i < wanted && first < last; ++i)
+    for (int i = 0; block.all_logits && i < tokens && first < last; ++i)
         std::memcpy(block.all_logits + static_cast<size_t>(i) * c.vocab + first,
                     out + static_cast<size_t>(i) * ld_logits_ + first, sizeof(float) * (last - first));
     team.barrier();

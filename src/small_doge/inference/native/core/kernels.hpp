@@ -14,10 +14,7 @@ struct Kernels {
     // Symmetric 8-bit quantization of one token's n values, in the groups of that weight type (n a multiple of one).
     void (*quantize)(const float* x, int n, Type type, int8_t* q, float* scale, int32_t* sum);
 
-    // logits[r][j] = q[r] . key[j]; keys are rows of dim values, dim a multiple of 16.
-    void (*dots_f32)(const float* q, int rows, int dim, const float* keys, int n, float* out, int ldo);
-    void (*dots_bf16)(const float* q, int rows, int dim, const bf16* keys, int n, float* out, int ldo);
-    // out[r] = sum_j p[r][j] value[j]
+    // out[r] = sum_j p[r][j] value[j]; values are rows of dim, a multiple of 16.
     void (*mix_f32)(const float* p, int ldp, int rows, const float* values, int n, int dim, float* out);
     void (*mix_bf16)(const float* p, int ldp, int rows, const bf16* values, int n, int dim, float* out);
 

@@ -12,8 +12,12 @@
 #define SMALL_DOGE_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
 #define SMALL_DOGE_UNROLL _Pragma("GCC unroll 16")
+#define SMALL_DOGE_ROLLED _Pragma("GCC unroll 1")  // unrolled, its sums become a tree that registers cannot hold
 #else
 #define SMALL_DOGE_UNROLL
+#endif
+#if !defined(SMALL_DOGE_ROLLED)
+#define SMALL_DOGE_ROLLED
 #endif
 
 namespace {
@@ -32,8 +36,8 @@ constexpr int at_least_one(int n) { return n < 1 ? 1 : n; }
 
 namespace {
 
-const Kernels table = {kName,      W,         matmul,      quantize,    dots<float>, dots<bf16>, mix<float>, mix<bf16>,
-                       dot<float>, dot<bf16>, axpy<float>, axpy<bf16>,  rms_norm,    silu_mul,   residual,   rope,
-                       to_bf16,    softmax,   stats,       exp_weights, lowest,      read};
+const Kernels table = {kName,     W,           matmul,     quantize,    mix<float>, mix<bf16>, dot<float>,
+                       dot<bf16>, axpy<float>, axpy<bf16>, rms_norm,    silu_mul,   residual,  rope,
+                       to_bf16,   softmax,     stats,      exp_weights, lowest,     read};
 
 }  // namespace

@@ -1,49 +1,6 @@
-// Attention of a few query rows over the slots of one cache.
+// The values of a cache's slots, weighted for a few query rows.
 
 namespace {
-
-template <class T, int R, int S>
-inline void dots_tile(const float* q, int dim, const T* keys, float* out, int ldo) {
-    F acc[R][S];
-    for (auto& a : acc)
-        for (F& b : a) b = zero();
-    for (int d = 0; d < dim; d += W) {
-        F k[S];
-        SMALL_DOGE_UNROLL
-        for (int s = 0; s < S; ++s) k[s] = load(keys + size_t(s) * dim + d);
-        SMALL_DOGE_UNROLL
-        for (int r = 0; r < R; ++r) {
-            const F x = load(q + r * dim + d);
-            SMALL_DOGE_UNROLL
-            for (int s = 0; s < S; ++s) acc[r][s] = fma(x, k[s], acc[r][s]);
-        }
-    }
-    SMALL_DOGE_UNROLL
-    for (int r = 0; r < R; ++r) {
-        if constexpr (S % 4 == 0) {
-            SMALL_DOGE_UNROLL
-            for (int s = 0; s < S; s += 4)
-                hsum4(acc[r][s], acc[r][s + 1], acc[r][s + 2], acc[r][s + 3], out + size_t(r) * ldo + s);
-        } else {
-            SMALL_DOGE_UNROLL
-            for (int s = 0; s < S; ++s) out[size_t(r) * ldo + s] = hsum(acc[r][s]);
-        }
-    }
-}
-
-template <class T, int R, int S>
-void dots_rows(const float* q, int dim, const T* keys, int n, float* out, int ldo) {
-    int j = 0;
-    for (; j + S <= n; j += S) dots_tile<T, R, S>(q, dim, keys + size_t(j) * dim, out + j, ldo);
-    for (; j < n; ++j) dots_tile<T, R, 1>(q, dim, keys + size_t(j) * dim, out + j, ldo);
-}
-
-template <class T>
-void dots(const float* q, int rows, int dim, const T* keys, int n, float* out, int ldo) {
-    int r = 0;
-    for (; r + 2 <= rows; r += 2) dots_rows<T, 2, 4>(q + r * dim, dim, keys, n, out + size_t(r) * ldo, ldo);
-    if (r < rows) dots_rows<T, 1, 8>(q + r * dim, dim, keys, n, out + size_t(r) * ldo, ldo);
-}
 
 template <class T, int R, int C>
 inline void mix_tile(const float* p, int ldp, const T* values, int n, int dim, float* out) {
@@ -81,6 +38,7 @@ template <class T>
 void mix(const float* p, int ldp, int rows, const T* values, int n, int dim, float* out) {
     std::memset(out, 0, sizeof(float) * size_t(rows) * dim);
     int r = 0;
+    for (; r + 6 <= rows; r += 6) mix_rows<T, 6, 2>(p + size_t(r) * ldp, ldp, values, n, dim, out + r * dim);
     for (; r + 4 <= rows; r += 4) mix_rows<T, 4, 2>(p + size_t(r) * ldp, ldp, values, n, dim, out + r * dim);
     for (; r + 2 <= rows; r += 2) mix_rows<T, 2, 4>(p + size_t(r) * ldp, ldp, values, n, dim, out + r * dim);
     if (r < rows) mix_rows<T, 1, 8>(p + size_t(r) * ldp, ldp, values, n, dim, out + r * dim);

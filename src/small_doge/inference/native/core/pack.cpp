@@ -105,20 +105,10 @@ void pack_int4_group(const float* x, uint8_t* q, uint16_t* scale) {
 }
 
 void pack_panel(const Matrix& m, const float* rows, uint8_t* out, uint16_t* scales) {
-    const int cols = m.cols_p;
-    if (m.type == Type::f32) {
-        float* o = reinterpret_cast<float*>(out);
-        for (int k = 0; k < cols; ++k)
-            for (int r = 0; r < kPanel; ++r) o[k * kPanel + r] = rows[static_cast<size_t>(r) * cols + k];
-        return;
-    }
     for (int r = 0; r < kPanel; ++r) {
-        const float* row = rows + static_cast<size_t>(r) * cols;
-        if (m.type == Type::bf16) {
-            for (int k = 0; k < cols; ++k) {
-                const uint16_t b = nearest_bf16(row[k]);
-                std::memcpy(out + (static_cast<size_t>(k / 2) * kPanel + r) * 4 + (k % 2) * 2, &b, 2);
-            }
+        const float* row = rows + static_cast<size_t>(r) * m.cols_p;
+        if (!is_integer(m.type)) {
+            pack_row(m.type, row, m.cols_p, r, out);
         } else if (m.type == Type::int8) {
             for (int g = 0; g < m.groups; ++g) {
                 int8_t q[kGroup8];
@@ -139,6 +129,16 @@ void pack_panel(const Matrix& m, const float* rows, uint8_t* out, uint16_t* scal
 }
 
 }  // namespace
+
+void pack_row(Type type, const float* row, int cols, int r, uint8_t* panel) {
+    if (type == Type::f32) {
+        float* out = reinterpret_cast<float*>(panel) + r;
+        for (int k = 0; k < cols; ++k) out[k * kPanel] = row[k];
+    } else {
+        uint16_t* out = reinterpret_cast<uint16_t*>(panel) + 2 * r;
+        for (int k = 0; k < cols; ++k) out[k / 2 * 2 * kPanel + k % 2] = nearest_bf16(row[k]);
+    }
+}
 
 Matrix describe(Type type, int rows, int cols, const uint8_t* data) {
     Matrix m;

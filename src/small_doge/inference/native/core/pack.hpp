@@ -21,6 +21,8 @@ Matrix describe(Type type, int rows, int cols, const uint8_t* data);
 size_t packed_bytes(Type type, int rows, int cols);
 size_t table_bytes(Type type, int rows, int cols);
 
+// Puts a row at r of its panel; for f32 and bf16.
+void pack_row(Type type, const float* row, int cols, int r, uint8_t* panel);
 void pack_matrix(const std::vector<Part>& parts, const Matrix& shape, uint8_t* out, Team& team);
 void pack_table(const Part& part, const Table& shape, uint8_t* out, Team& team);
 

@@ -13,7 +13,7 @@ void Session::Input::resize(int tokens, int width) {
     ld = round_up(width, kActPad);
     ld_groups = ld / kGroup4;
     values.assign(static_cast<size_t>(tokens) * ld, 0.0f);
-    q.assign(values.size(), 0);
+    q.assign(values.size() * kBytesX, 0);
     scale.assign(static_cast<size_t>(tokens) * ld_groups, 0.0f);
     sum.assign(scale.size(), 0);
 }
@@ -25,14 +25,14 @@ Activations Session::Input::view(const float* source) const {
 Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts)
     : model_(std::move(model)), k_(*model_->kernels), slots_(slots), drafts_(drafts) {
     const Config& c = model_->config;
-    wide_cache_ = model_->layers[0].qkv.type == Type::f32;
+    cache_type_ = model_->layers[0].qkv.type == Type::f32 ? Type::f32 : Type::bf16;
     dim_ = round_up(c.head_dim, 16);
-    slot_bytes_ = static_cast<size_t>(dim_) * (wide_cache_ ? 4 : 2);
+    slot_bytes_ = table_bytes(cache_type_, 1, dim_);
     const size_t heads = static_cast<size_t>(c.layers) * c.kv_heads;
     slot_bytes_total_ = heads * (2 * slot_bytes_ + 12);
 
     // Pages are committed as slots fill, so a short generation never pays for the whole window.
-    const size_t capacity = slots_ + kBlockTokens, n = heads * batch;
+    const size_t capacity = round_up(slots_ + kBlockTokens, kPanel), n = heads * batch;
     cache_memory_ = static_cast<uint8_t*>(std::malloc(n * capacity * 2 * slot_bytes_ + 64));
     score_memory_ = static_cast<float*>(std::malloc(n * capacity * 12));
     if (!cache_memory_ || !score_memory_) {
@@ -243,8 +243,8 @@ void Session::flush_pending(const std::vector<int>& rows) {
     advance(block);
 }
 
-void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
-                      float* all_logits, float* all_hidden) {
+void Session::prefill(const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts, float* all_logits,
+                      float* all_hidden) {
     if (rows.size() != prompts.size()) throw std::invalid_argument("as many prompts as rows are needed");
     check(rows, {});
     for (const auto& p : prompts) {

@@ -103,7 +103,9 @@ class Session {
     void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv);
     void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0,
                 int t1);
-    void head(int thread, const Block& block);
+    bool only_wanted(int layer, const Block& block) const;
+    int keep_wanted(int thread, const Block& block);
+    void head(int thread, const Block& block, int tokens);
     void experts(Scratch& s, const Layer& layer, const float* x, const float* router, float* out);
     Activations prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
                         const float* norm, int width);
@@ -123,7 +125,7 @@ class Session {
     std::shared_ptr<Model> model_;
     const Kernels& k_;
     const int slots_, drafts_;
-    bool wide_cache_;  // float keys and values for fp32 weights, bf16 otherwise
+    Type cache_type_;  // of keys and values: float for fp32 weights, bf16 otherwise
     int dim_;          // head_dim padded to the vector width
     size_t slot_bytes_ = 0, slot_bytes_total_ = 0;
 

@@ -41,14 +41,9 @@ inline F scale2(F x, F n) {
     const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(x, _mm256_castsi256_ps(e));
 }
-// In the order of hsum4, so that a dot product is the same to the bit whichever tile computes it.
 inline float hsum(F x) {
     const __m256 pairs = _mm256_hadd_ps(x, x), s = _mm256_hadd_ps(pairs, pairs);
     return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
-}
-inline void hsum4(F a, F b, F c, F d, float* out) {
-    const __m256 s = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1)));
 }
 inline float hmax(F x) {
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -66,37 +61,55 @@ inline F load_odd(const uint8_t* p) {
     return _mm256_castsi256_ps(_mm256_and_si256(raw, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
-// Integer products: a lane is one row, four columns a step.
-using I = __m256i;
-struct X4 {
-    __m256i q;
-};
-inline I int_start(int32_t) { return _mm256_setzero_si256(); }
-inline X4 broadcast4(const int8_t* q) {
+inline __m256i broadcast_bytes(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
-    return {_mm256_set1_epi32(a)};
+    return _mm256_set1_epi32(a);
 }
+
+// Integer products: a lane is one row, four columns a step. vpmaddubsw wants one unsigned operand: |x|, with the sign
+// of x moved to w. An exclusive or makes -w - 1 of w where x is negative, so that the sum begins with what that takes
+// off, the |x| of every negative x. |x| <= 127 and |w| <= 127: a pair of products is at most 32,512 and never
+// saturates.
+using I = __m256i;
+struct X4 {
+    __m256i magnitude, sign;
+};
+constexpr int kX4 = 8;  // bytes that hold four activations: magnitudes, then signs
+inline int32_t store_x4(const int8_t* q, int n, int32_t, int8_t* out) {
+    int32_t negative = 0;
+    for (int i = 0; i < n; i += 16) {
+        const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + i));
+        const __m128i magnitude = _mm_abs_epi8(x), sign = _mm_cmpgt_epi8(_mm_setzero_si128(), x);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm_unpacklo_epi32(magnitude, sign));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i + 16), _mm_unpackhi_epi32(magnitude, sign));
+        const __m128i sums = _mm_sad_epu8(_mm_and_si128(magnitude, sign), _mm_setzero_si128());
+        negative += _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2);
+    }
+    return negative;
+}
+inline I int_start(int32_t sum) { return _mm256_set1_epi32(sum); }
+inline X4 broadcast4(const int8_t* q) { return {broadcast_bytes(q), broadcast_bytes(q + 4)}; }
 using W4 = __m256i;
 inline W4 load_w4(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-// vpmaddubsw wants one unsigned operand: |x|, with the sign of x moved to w. |x| <= 127 and |w| <= 127, so a pair of
-// products is at most 32,258 and never saturates.
 inline I dot4(I acc, W4 w, X4 x) {
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x.q), _mm256_sign_epi8(w, x.q));
+    const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_xor_si256(w, x.sign));
     return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 
 // Nibbles: eight steps of pairs stay within 16 bits (8 * 2 * 15 * 127 = 30,480).
 using N = __m256i;
+using NX = __m256i;
 inline N nibble_start() { return _mm256_setzero_si256(); }
+inline NX nibble_x(const int8_t* q) { return broadcast_bytes(q); }
 inline void load_nibbles(const uint8_t* p, W4& low, W4& high) {
     const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     const __m256i mask = _mm256_set1_epi8(15);
     low = _mm256_and_si256(raw, mask);
     high = _mm256_and_si256(_mm256_srli_epi16(raw, 4), mask);
 }
-inline N nibble_dot(N acc, W4 w, X4 x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x.q)); }
+inline N nibble_dot(N acc, W4 w, NX x) { return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x)); }
 inline F nibble_end(N acc, int32_t sum) {
     const __m256i total = _mm256_madd_epi16(acc, _mm256_set1_epi16(1));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(total, _mm256_set1_epi32(8 * sum)));

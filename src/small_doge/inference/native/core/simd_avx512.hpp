@@ -38,12 +38,6 @@ inline F abs(F a) { return _mm512_abs_ps(a); }
 inline F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline F scale2(F x, F n) { return _mm512_scalef_ps(x, n); }
 inline float hsum(F x) { return _mm512_reduce_add_ps(x); }
-inline void hsum4(F a, F b, F c, F d, float* out) {
-    out[0] = hsum(a);
-    out[1] = hsum(b);
-    out[2] = hsum(c);
-    out[3] = hsum(d);
-}
 inline float hmax(F x) { return _mm512_reduce_max_ps(x); }
 
 // The even and the odd of two neighbouring bf16 columns, 16 rows.
@@ -57,8 +51,13 @@ using I = __m512i;
 struct X4 {
     __m512i q;
 };
-// vpdpbusd wants one unsigned operand: weights enter as w + 128, and 128 times the sum of x is taken off here.
-inline I int_start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+// vpdpbusd wants one unsigned operand: weights enter as w + 128, so that the sum begins with -128 times that of x.
+constexpr int kX4 = 4;
+inline int32_t store_x4(const int8_t* q, int n, int32_t sum, int8_t* out) {
+    std::memcpy(out, q, n);
+    return -128 * sum;
+}
+inline I int_start(int32_t sum) { return _mm512_set1_epi32(sum); }
 inline X4 broadcast4(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
@@ -72,14 +71,16 @@ inline I dot4(I acc, W4 w, X4 x) { return _mm512_dpbusd_epi32(acc, w, x.q); }
 inline F to_float(I x) { return _mm512_cvtepi32_ps(x); }
 
 using N = __m512i;
+using NX = X4;
 inline N nibble_start() { return _mm512_setzero_si512(); }
+inline NX nibble_x(const int8_t* q) { return broadcast4(q); }
 inline void load_nibbles(const uint8_t* p, W4& low, W4& high) {
     const __m512i raw = _mm512_loadu_si512(p);
     const __m512i mask = _mm512_set1_epi8(15);
     low = _mm512_and_si512(raw, mask);
     high = _mm512_and_si512(_mm512_srli_epi16(raw, 4), mask);
 }
-inline N nibble_dot(N acc, W4 w, X4 x) { return _mm512_dpbusd_epi32(acc, w, x.q); }
+inline N nibble_dot(N acc, W4 w, NX x) { return _mm512_dpbusd_epi32(acc, w, x.q); }
 inline F nibble_end(N acc, int32_t sum) {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, _mm512_set1_epi32(8 * sum)));
 }

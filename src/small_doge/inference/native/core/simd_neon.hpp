@@ -40,7 +40,6 @@ inline F scale2(F x, F n) {
     return vmulq_f32(x, vreinterpretq_f32_s32(e));
 }
 inline float hsum(F x) { return vaddvq_f32(x); }
-inline void hsum4(F a, F b, F c, F d, float* out) { vst1q_f32(out, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))); }
 inline float hmax(F x) { return vmaxvq_f32(x); }
 inline F load_even(const uint8_t* p) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(vld1q_u8(p)), 16));
@@ -53,7 +52,12 @@ using I = int32x4_t;
 struct X4 {
     int8x16_t q;
 };
-inline I int_start(int32_t) { return vdupq_n_s32(0); }
+constexpr int kX4 = 4;
+inline int32_t store_x4(const int8_t* q, int n, int32_t, int8_t* out) {
+    std::memcpy(out, q, n);
+    return 0;
+}
+inline I int_start(int32_t sum) { return vdupq_n_s32(sum); }
 inline X4 broadcast4(const int8_t* q) {
     int32_t a;
     std::memcpy(&a, q, 4);
@@ -73,13 +77,15 @@ inline I dot4(I acc, W4 w, X4 x) {
 inline F to_float(I x) { return vcvtq_f32_s32(x); }
 
 using N = I;
+using NX = X4;
 inline N nibble_start() { return vdupq_n_s32(0); }
+inline NX nibble_x(const int8_t* q) { return broadcast4(q); }
 inline void load_nibbles(const uint8_t* p, W4& low, W4& high) {
     const uint8x16_t raw = vld1q_u8(p);
     low = vreinterpretq_s8_u8(vandq_u8(raw, vdupq_n_u8(15)));
     high = vreinterpretq_s8_u8(vshrq_n_u8(raw, 4));
 }
-inline N nibble_dot(N acc, W4 w, X4 x) { return dot4(acc, w, x); }
+inline N nibble_dot(N acc, W4 w, NX x) { return dot4(acc, w, x); }
 inline F nibble_end(N acc, int32_t sum) { return vcvtq_f32_s32(vsubq_s32(acc, vdupq_n_s32(8 * sum))); }
 }  // namespace simd
 }  // namespace

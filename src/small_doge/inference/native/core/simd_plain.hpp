@@ -78,12 +78,6 @@ inline float hsum(F x) {
     for (float v : x.v) s += v;
     return s;
 }
-inline void hsum4(F a, F b, F c, F d, float* out) {
-    out[0] = hsum(a);
-    out[1] = hsum(b);
-    out[2] = hsum(c);
-    out[3] = hsum(d);
-}
 inline float hmax(F x) {
     float m = x.v[0];
     for (float v : x.v) m = v > m ? v : m;
@@ -106,6 +100,11 @@ struct X4 {
 struct W4 {
     int8_t v[4 * W];
 };
+constexpr int kX4 = 4;
+inline int32_t store_x4(const int8_t* q, int n, int32_t, int8_t* out) {
+    std::memcpy(out, q, n);
+    return 0;
+}
 inline I int_start(int32_t) { return {}; }
 inline X4 broadcast4(const int8_t* q) { return {{q[0], q[1], q[2], q[3]}}; }
 inline W4 load_w4(const uint8_t* p) {
@@ -123,14 +122,16 @@ inline F to_float(I x) {
 }
 
 using N = I;
+using NX = X4;
 inline N nibble_start() { return {}; }
+inline NX nibble_x(const int8_t* q) { return broadcast4(q); }
 inline void load_nibbles(const uint8_t* p, W4& low, W4& high) {
     for (int i = 0; i < 4 * W; ++i) {
         low.v[i] = static_cast<int8_t>(p[i] & 15);
         high.v[i] = static_cast<int8_t>(p[i] >> 4);
     }
 }
-inline N nibble_dot(N acc, W4 w, X4 x) { return dot4(acc, w, x); }
+inline N nibble_dot(N acc, W4 w, NX x) { return dot4(acc, w, x); }
 inline F nibble_end(N acc, int32_t sum) {
     return lanes([&](int i) { return static_cast<float>(acc.v[i] - 8 * sum); });
 }

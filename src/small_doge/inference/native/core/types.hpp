@@ -17,6 +17,7 @@ constexpr int kPanel = 16;
 constexpr int kGroup8 = 128;  // weights of one row that share a scale, int8
 constexpr int kGroup4 = 32;   // the same, int4: the bound that keeps 8 byte products inside 16 bits
 constexpr int kActPad = 128;  // activations are padded with zeros to a multiple of every group
+constexpr int kBytesX = 2;    // that one quantized activation may take: AVX2 keeps sign and magnitude apart
 
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -46,12 +47,13 @@ struct Table {
     const float* floats() const { return reinterpret_cast<const float*>(data); }
 };
 
-// The input of a matrix product, `ld` values a token. The integer view is filled for integer weights only.
+// The input of a matrix product, `ld` values a token. The integer view is filled for integer weights only, in the form
+// that the instruction set's product takes.
 struct Activations {
     const float* values = nullptr;
-    const int8_t* q = nullptr;
+    const int8_t* q = nullptr;     // kBytesX * ld bytes a token
     const float* scale = nullptr;  // one a group, `ld_groups` a token
-    const int32_t* sum = nullptr;  // sum of q over the group
+    const int32_t* sum = nullptr;  // int4: of q over the group; int8: what the product over the group begins with
     int ld = 0, ld_groups = 0;
 };
 
