@@ -57,8 +57,8 @@ def letters(group: Group) -> list[Judgement]:
     return [sum(map(str.isalpha, text)) / max(1, len(text)) for text in group.texts]
 
 
-def prepare(folder: Path, size: str, questions: int) -> None:
-    """A model with its tokenizer in folder/model, and the data in folder/data."""
+def save_random_model(folder: Path, size: str) -> None:
+    """A model of that size with random weights, and a tokenizer trained on the documentation."""
     texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     tokenizer = train_tokenizer(texts, vocab_size=4096)
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
@@ -67,11 +67,15 @@ def prepare(folder: Path, size: str, questions: int) -> None:
     for layer in model.model.layers:
         torch.nn.init.normal_(layer.self_attn.A)
     for part in (model, tokenizer):
-        part.save_pretrained(folder / "model")
+        part.save_pretrained(folder)
+
+
+def save_questions(folder: Path, questions: int) -> None:
+    """Rows of digits to answer."""
     draw = random.Random(1)
     asked = [" ".join(str(draw.randrange(10)) for _ in range(25)) for _ in range(questions)]
     rows = {"question": asked, "answer": ["0"] * questions}
-    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(folder / "data"))
+    DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(folder))
 
 
 def steps_of(size: str, args: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
@@ -91,6 +95,8 @@ def steps_of(size: str, args: argparse.Namespace, folder: Path) -> list[dict[str
         "max_steps": args.steps + 1,
         "logging_steps": 1,
         "save_strategy": "no",
+        "eval_strategy": "no",
+        "eval_on_start": False,
         "report_to": "none",
         "bf16": device == "cuda",
         "use_cpu": device == "cpu",
@@ -120,7 +126,8 @@ METRICS = {
 def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of one size."""
     with tempfile.TemporaryDirectory() as name:
-        prepare(Path(name), size, args.rollouts)
+        save_random_model(Path(name) / "model", size)
+        save_questions(Path(name) / "data", args.rollouts)
         steps = steps_of(size, args, Path(name))
     device = default_device().type
     mean = max(step["rollouts/log_prob_difference"] for step in steps)
@@ -154,7 +161,7 @@ def main() -> None:
     if args.rollouts % min(args.micro_batch, args.rollouts) or args.rollouts % 8:
         parser.error("--rollouts must be a multiple of --micro-batch and of 8.")
     REWARDS["letters"] = letters
-    grpo.ReinforcementTrainer = TimedTrainer  # type: ignore[misc]
+    grpo.ReinforcementTrainer = TimedTrainer
     common = {
         "device": device_name(str(default_device())),
         "command": " ".join(["python", "benchmarks/rollouts_trl.py", *sys.argv[1:]]),

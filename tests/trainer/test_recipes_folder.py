@@ -101,6 +101,21 @@ def test_the_memory_that_a_card_recipe_states_is_recomputed(size: str, gigabytes
     assert f"{most} rows would fill nine tenths of the card less 1 GiB" in text
 
 
+def test_the_memory_that_the_preference_recipe_states_is_recomputed_and_fits_its_card() -> None:
+    path = ROOT / "recipes/doge/Doge-160M-Instruct/dpo/config_full.yaml"
+    text, values = path.read_text().replace("\n# ", " "), yaml.safe_load(path.read_text())
+    config = DogeConfig.from_size("160M")
+    tokens = 2 * values["per_device_train_batch_size"] * values["max_length"]
+    state = state_bytes(config) / 2**30
+    kept, checkpointed = (tokens * activation_bytes_per_token(config, way) / 2**30 for way in (False, True))
+    assert f"18 bytes a parameter = {state:.2f} GiB" in text
+    assert f"of 2 x 1,024 tokens = {kept:.2f} GiB: {state + kept:.1f} GiB, which a card of 24 GB holds" in text
+    assert f"those of {tokens:,} tokens in fp32 would be {tokens * config.vocab_size * 4 / 2**30:.1f} GiB more" in text
+    assert f"`gradient_checkpointing: true` brings the activations to {checkpointed:.2f} GiB" in text
+    assert 2 * values["per_device_train_batch_size"] <= largest_micro_batch(config, 24, values["max_length"])
+    assert not values.get("gradient_checkpointing")
+
+
 GUIDE_OVERRIDES = (
     "--per_device_train_batch_size 2 --gradient_accumulation_steps 4 --gradient_checkpointing True "
     "--learning_rate 5e-4 --warmup_ratio 0.15 --weight_decay 0.05 --bf16 False --torch_compile False "
