@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,15 @@ def test_the_guides_memory_options_train_to_the_same_loss(recipe) -> None:
     plain = {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
     main(recipe("plain", max_steps=2, save_strategy="no", **plain))
     assert recipe.log("thrifty") == pytest.approx(recipe.log("plain"), rel=1e-5)
+
+
+def test_the_page_on_post_training_names_recipes_that_their_stages_accept(tmp_path: Path) -> None:
+    page = (ROOT / "docs/posttraining.md").read_text()
+    commands = re.findall(r"^small-doge train (\w+) --config (\S+)$", page, re.M)
+    assert {stage for stage, _ in commands} == {"sft", "dpo", "distill", "grpo"}
+    options = ["--output_dir", str(tmp_path), "--use_cpu", "true", "--bf16", "false"]
+    for stage, recipe in commands:
+        load_recipe(FOLDERS[stage], ["--config", str(ROOT / recipe), *options])
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    whole = yaml.safe_load((ROOT / "recipes/doge/Doge-20M-Reason/grpo/config_curriculum.yaml").read_text())
+    assert yaml.safe_load(shown).items() <= whole.items()
