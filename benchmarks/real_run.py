@@ -146,7 +146,8 @@ class Run:
         options |= {"dataset": str(self.args.datasets / stage["dataset"]), "output_dir": str(self.out / name)}
         options |= {"stage": name, "save_strategy": "no"}
         if before:
-            options["model_name_or_path"] = str(self.out / before)
+            # What the recipes would evaluate is measured here, after the stage.
+            options |= {"model_name_or_path": str(self.out / before), "eval_strategy": "no", "eval_on_start": False}
         else:
             options |= {"tokens": self.args.tokens, "tokenizer_name_or_path": str(self.args.tokenizer)}
         options |= self.options.get(name, {})

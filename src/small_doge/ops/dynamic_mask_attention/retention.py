@@ -36,8 +36,9 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
         int32 [B, G, S]; [B, 1, S] if S <= w, where no key is ever beaten out and e_j is the limit.
 
     Work is O(S log S) for each key/value head: one sort and one wavelet-matrix descent (`running_threshold`), or, on
-    a GPU with Triton, one sort and one pass of O(S sqrt S) in a single launch. By blocks of w it would be O(S log w),
-    of 2w keys each and one after another: more work than this until S > 4 w^2.
+    a GPU with Triton, one sort and one pass of O(S sqrt S) in a single launch. Up to S = 4 w^2 (16.8 M keys for
+    w = 2,048) log S is at most 2 log w + 2, so that is O(S log w); by blocks of 2w keys, one after another, it would be
+    so for every S, and be more work up to there.
     """
     if keep_window < 1:
         raise ValueError(f"keep_window must be at least 1, not {keep_window}")
