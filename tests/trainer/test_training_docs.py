@@ -41,7 +41,8 @@ def reduced(words: list[str], recipe, folder: Path) -> list[str]:
         "max_length": 32,
         "max_steps": 2,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
+        # A budget brings its own.
+        **({} if "--tokens" in words else {"gradient_accumulation_steps": 2}),
         "bf16": False,
         "use_cpu": True,
         "compile_layers": False,

@@ -1,0 +1,45 @@
+"""A stage in a process of its own. Not in a conftest: the process imports this by name, and there are many of those."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+STAGES = ("pt", "sft", "dpo", "distill", "grpo")
+
+
+def train(kind: str, argv: list[str], errors: str) -> None:
+    import torch
+
+    from small_doge.trainer.recipe import run_stage
+
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    torch.set_num_threads(1)
+    run_stage(import_module(f"small_doge.trainer.doge.{kind}").main, argv)
+
+
+class Stage:
+    """A stage in a process of its own that starts at once: the libraries are loaded once and forked."""
+
+    def __init__(self, errors: Path) -> None:
+        self.errors = errors
+        self.context: ForkServerContext = get_context("forkserver")
+        self.context.set_forkserver_preload([f"small_doge.trainer.doge.{kind}" for kind in STAGES] + ["datasets"])
+        first = self.context.Process(target=int)
+        first.start()
+        first.join()
+
+    def start(self, argv: list[str], kind: str = "pt") -> BaseProcess:
+        process = self.context.Process(target=train, args=(kind, argv, str(self.errors)))
+        process.start()
+        return process
+
+    def run(self, argv: list[str], kind: str = "pt") -> int | None:
+        """Its exit code; a signal's is negative. What it said on standard error is in the file `errors`."""
+        process = self.start(argv, kind)
+        process.join(300)
+        return process.exitcode
