@@ -3,9 +3,9 @@
     python benchmarks/serving.py MODEL [--dtypes int8 bf16] [--streams 1 4 16 64] [--tokens 128] [--rounds 3]
 
 MODEL is a checkpoint folder with its tokenizer. `small-doge serve` runs in a process of its own, and one client opens
-the streams on the same machine, so that their work is in the figures. Prompts differ; completions may not end before
-`--tokens` (`logit_bias` is not used, since it leaves the engine's fast path: a completion that ends early is counted
-as it is). Rows go to DIR/serving_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
+the streams on the same machine, so that its work is in the figures. Prompts differ, and a completion that ends early
+counts as it is. Rows go to DIR/serving_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is
+JSON.
 """
 
 from __future__ import annotations
