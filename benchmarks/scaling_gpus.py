@@ -43,7 +43,7 @@ from small_doge.utils.provenance import git_state  # noqa: E402
 from small_doge.utils.scaling_laws import RELEASED_RUNS  # noqa: E402
 
 CONFIGS = {"one": "single_gpu", "ddp": "ddp", "fsdp": "fsdp", "zero2": "deepspeed_zero2"}
-MICRO_BATCHES = {"20M": 64, "60M": 32, "160M": 16, "320M": 8, "tiny": 2}
+MICRO_BATCHES = {"20M": 64, "60M": 32, "160M": 32, "320M": 16, "tiny": 2}
 TINY: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
@@ -112,7 +112,7 @@ def recipe(run: Run, inputs: Path, options: argparse.Namespace) -> dict[str, Any
         "dataloader_pin_memory": not options.cpu,
         "loss_spike": 0.0,
         "seed": 233,
-    }
+    } | dict(yaml.safe_load(f"{{{', '.join(options.set)}}}"))
 
 
 def launch(run: Run, inputs: Path, options: argparse.Namespace, devices: list[int], port: int) -> subprocess.Popen[str]:
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--micro-batch", type=int, help="Rows a GPU takes at once; by size if left out.")
     parser.add_argument("--strong", action="store_true", help="Also divide the released batch over the GPUs.")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD: VALUE", help="Fields of every run's recipe.")
     parser.add_argument("--alone", action="store_true", help="One run at a time.")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--seconds-a-run", type=float, default=60.0, help="Start none that would end too late.")
