@@ -15,7 +15,13 @@ import triton_interpreter  # first: it chooses the interpreter
 import torch
 
 from small_doge.ops.dynamic_mask_attention import dynamic_mask_attention, triton_attention
-from small_doge.ops.dynamic_mask_attention.retention import rank_in_row, retention_horizon, running_threshold
+from small_doge.ops.dynamic_mask_attention.retention import (
+    rank_in_row,
+    retention_horizon,
+    running_threshold,
+    sort_key,
+)
+from small_doge.ops.dynamic_mask_attention.triton_fused_backward import WAYS, Plan
 from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
 
 from .attention_cases import draw_inputs, draw_limits, draw_scores, relative_errors, with_gradients
@@ -28,6 +34,10 @@ def attention(kernel, heads, groups, queries, keys, window, limits, head_size, d
     expected = with_gradients(
         lambda *x: dynamic_mask_attention(*x, keep_window=window, limit_BS=limit, backend="naive"), exact
     )
+
+    way = kernel.removeprefix("fused ")
+    plan = Plan(way, rows=16, keys=32, warps=4, stages=1, query_rows=64, together=2) if way in WAYS else None
+    triton_attention.choose_plan = lambda *_, **__: plan
 
     def call(query, key, value, score):
         scale = head_size**-0.5
@@ -45,7 +55,7 @@ def attention(kernel, heads, groups, queries, keys, window, limits, head_size, d
 
 
 def threshold(keys, window, scores) -> dict[str, float]:
-    rank, position = rank_in_row(draw_scores(scores, 1, 2, keys), torch.full((1, keys), keys))
+    rank, position = rank_in_row(sort_key(draw_scores(scores, 1, 2, keys), torch.full((1, keys), keys)))
     found = running_threshold_triton(rank.int(), position.int(), window)
     return {"wrong": float((found != running_threshold(rank, window)).sum())}
 
@@ -54,6 +64,7 @@ def main() -> None:
     triton_interpreter.prepare()
     for name in triton_attention.TILES:
         triton_attention.TILES[name] = triton_attention.Tiles(rows=32, keys=32, warps=4, stages=1)
+    triton_attention.TOGETHER = 2
     for case in json.loads(sys.argv[1]):
         torch.manual_seed(0)
         errors = threshold(*case[1:]) if case[0] == "threshold" else attention(*case)

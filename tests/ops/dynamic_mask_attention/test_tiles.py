@@ -1,4 +1,5 @@
-"""The kernels compiled for a GPU that is not here: an RTX 4090 (sm_89), whose programs have 99 KiB of shared memory."""
+"""The kernels compiled for GPUs that are not here: an RTX 4090 (sm_89), whose programs have 99 KiB of shared memory,
+and for the fused backward an H100 (sm_90), where they have 227."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ def shared_bytes(kernel: str, head_size: int, element: int) -> int:
     }[kernel]
     tiles = triton_attention.SMALL_TILES[kernel, head_size, element]
     constants = {"R": 2, "D": head_size, "DP": head_size, "BM": tiles.rows, "BN": tiles.keys, "GRANULES": 1}
-    constants |= {"GRANULE_SIZE": 128, "MASKED": False, "LISTED": False, "PRECISION": "tf32x3", "EVEN": True}
+    constants |= {
+        "GRANULE_SIZE": 128,
+        "MASKED": False,
+        "LISTED": False,
+        "TOGETHER": 1,
+        "PRECISION": "tf32x3",
+        "EVEN": True,
+    }
     absent = ("end_ptr", "reach_ptr", "index_ptr", "seen_ptr", "slot_ptr")
     signature, values, aligned = {}, {}, {}
     for position, name in enumerate(function.arg_names):
@@ -42,6 +50,34 @@ def shared_bytes(kernel: str, head_size: int, element: int) -> int:
     return triton.compile(source, target=GPUTarget("cuda", 89, 32), options=options).metadata.shared
 
 
+def fused_shared_bytes(kernel: str, head_size: int) -> int:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from small_doge.ops.dynamic_mask_attention import triton_attention, triton_fused_backward
+
+    plan = triton_attention.PLANS[head_size]
+    function, rows, warps, stages = {
+        "keys": (triton_fused_backward.fused_kernel, plan.rows, plan.warps, plan.stages),
+        "queries": (triton_fused_backward.product_kernel, plan.query_rows, plan.query_warps, plan.query_stages),
+    }[kernel]
+    constants = {"R": 2, "D": head_size, "DP": head_size, "BM": rows, "BN": plan.keys, "GRANULES": 32}
+    constants |= {"GRANULE_SIZE": 64, "MASKED": True, "WAY": plan.way, "EVEN": False, "TOGETHER": plan.together}
+    tile = f"tensordesc<bf16[1, 1, {plan.rows}, {head_size}]>"
+    types = {"q_desc": tile, "grad_desc": tile, "rows_desc": f"tensordesc<fp32[1, 1, {plan.rows}]>", "scale": "fp32"}
+    types |= {"target": f"tensordesc<bf16[{plan.keys}, {plan.rows}]>", "end_ptr": "*i32", "reach_ptr": "*i32"}
+    signature, values = {}, {}
+    for position, name in enumerate(function.arg_names):
+        if name in constants:
+            signature[name], values[(position,)] = "constexpr", constants[name]
+        else:
+            signature[name] = types.get(name) or (pointer_type(name, 2) if name.endswith("_ptr") else "i32")
+    source = ASTSource(function, signature, values)
+    options = {"num_warps": warps, "num_stages": stages}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
 def pointer_type(name: str, element: int) -> str:
     if name in ("score_ptr", "lse_ptr", "delta_ptr", "dscore_ptr"):
         return "*fp32"
@@ -53,3 +89,9 @@ def pointer_type(name: str, element: int) -> str:
 @pytest.mark.parametrize("kernel", ["forward", "query", "key"])
 def test_a_program_fits_a_consumer_card(kernel: str, head_size: int, element: int) -> None:
     assert shared_bytes(kernel, head_size, element) <= 99 * 1024
+
+
+@pytest.mark.parametrize("head_size", [64, 128])
+@pytest.mark.parametrize("kernel", ["keys", "queries"])
+def test_the_fused_backward_fits_an_h100(kernel: str, head_size: int) -> None:
+    assert fused_shared_bytes(kernel, head_size) <= 227 * 1024

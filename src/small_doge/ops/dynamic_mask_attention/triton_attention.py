@@ -2,7 +2,8 @@
 
 `causal`: every key up to the query is looked at, with or without horizons: O(T * S) work; for S up to about 2w.
 `sparse`: each span of queries looks at its list of at most w + C keys: O(T * w) work and O(T) memory.
-Gradients are the same bits every time: no atomics.
+Backward takes one of two ways (`choose_plan`). Gradients are the same bits every time wherever torch is asked for
+deterministic algorithms.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.triton_backward import gather_kernel, key_kernel, query_kernel
 from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, forward_kernel
+from small_doge.ops.dynamic_mask_attention.triton_fused_backward import Plan, fused_backward
 from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reach_of
 from small_doge.ops.support import shared_memory
 
@@ -64,6 +66,14 @@ SMALL_TILES = TILES | {
     ("key", 256, 4): Tiles(16, 16, 4, 1),
 }
 """For GPUs that give a program less than 200 KiB of shared memory (an RTX 4090: 99): compiled for them, not timed."""
+FUSED_BACKWARD = False
+"""Whether `choose_plan` may choose the fused backward."""
+PLANS = {64: Plan("kept", 64, 64, 4, 2), 128: Plan("kept", 64, 64, 4, 2)}
+"""The fused backward's, by head size rounded up to a power of two."""
+MOST_KEPT = 2 << 30
+"""Bytes that the gradient of the logits may take, where a plan keeps it."""
+TOGETHER = 1
+"""Key/value heads whose programs run side by side, the longest first (`heaviest_first`)."""
 
 
 def triton_causal_attention(
@@ -135,6 +145,7 @@ def _layout(
         "DP": max(16, triton.next_power_of_2(head_size)),
         "MASKED": end is not None,
         "LISTED": index is not None,
+        "TOGETHER": TOGETHER,
         "PRECISION": "tf32x3" if exact else "tf32",
     }
 
@@ -174,7 +185,7 @@ def _forward(
     layout = _layout(query, key, end, reach, index, span)
     tiles = _tiles("forward", query)
     with torch.cuda.device_of(query):
-        forward_kernel[(_row_tiles(layout, tiles.rows), key.shape[0] * key.shape[1])](
+        forward_kernel[(_row_tiles(layout, tiles.rows) * key.shape[0] * key.shape[1],)](
             *(query, key, value, score, end, reach, index, seen, out, lse),
             *_strides(query, key, value, score, out),
             **layout,
@@ -205,6 +216,10 @@ def _backward(
     span: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     (grad,) = _last_contiguous(grad)
+    plan = choose_plan(query, key, listed=index is not None)
+    if plan is not None:
+        with torch.cuda.device_of(query):
+            return fused_backward(grad, out, lse, query, key, value, score, end, reach, scale=scale, plan=plan)
     layout = _layout(query, key, end, reach, index, span)
     delta = torch.empty_like(lse)
     grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -220,11 +235,29 @@ def _backward(
     return grad_query, grad_key, grad_value, grad_score
 
 
+def choose_plan(query: Tensor, key: Tensor, *, listed: bool) -> Plan | None:
+    """The rule for the backward: fused by this plan, or, where it is None, by two kernels that multiply more.
+
+    Fused for half precision, heads of up to 128 in eights, as many keys as queries and no lists, on GPUs that give a
+    program 200 KiB of shared memory (Hopper, which also has the TMA); never by atomics where torch is asked for
+    deterministic algorithms, and never where what the plan keeps is larger than `MOST_KEPT`.
+    """
+    batch, heads, queries, head_size = query.shape
+    plan = PLANS.get(max(64, triton.next_power_of_2(head_size)))
+    if not FUSED_BACKWARD or plan is None or listed or query.element_size() != 2 or head_size % 8:
+        return None
+    if queries != key.shape[2] or (query.is_cuda and shared_memory(query.device) < 200 << 10):
+        return None
+    if plan.way == "kept":
+        return plan if batch * heads * queries * queries <= MOST_KEPT else None
+    return None if torch.are_deterministic_algorithms_enabled() else plan
+
+
 def query_pass(layout, query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query, scale):
     """The gradient of the queries, and delta."""
     tiles = _tiles("query", query)
     rows = key.shape[0] * key.shape[1]
-    query_kernel[(_row_tiles(layout, tiles.rows), rows)](
+    query_kernel[(_row_tiles(layout, tiles.rows) * rows,)](
         *(query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query),
         *_strides(query, key, value, score, out, grad, grad_query),
         **layout,
@@ -239,7 +272,7 @@ def key_pass(layout, query, key, value, score, end, index, seen, slot, grad, lse
     tiles = _tiles("key", query)
     rows = key.shape[0] * key.shape[1]
     whole_tiles = layout["queries"] % layout["span"] == 0 and layout["span"] * layout["R"] % tiles.rows == 0
-    key_kernel[(layout["spans"] * triton.cdiv(layout["length"], tiles.keys), rows)](
+    key_kernel[(layout["spans"] * triton.cdiv(layout["length"], tiles.keys) * rows,)](
         *(query, key, value, score, end, index, seen, slot, grad, lse, delta, *parts),
         *_strides(query, key, value, score, grad, *parts),
         **layout,

@@ -8,7 +8,13 @@ slots lie side by side, and `gather_kernel` adds them in order: no atomics, the 
 import triton
 import triton.language as tl
 
-from small_doge.ops.dynamic_mask_attention.triton_forward import LENGTHS, LOG2E, first_alive, load_rows
+from small_doge.ops.dynamic_mask_attention.triton_forward import (
+    LENGTHS,
+    LOG2E,
+    first_alive,
+    heaviest_first,
+    load_rows,
+)
 
 
 @triton.jit
@@ -124,14 +130,15 @@ def query_kernel(
     GRANULE_SIZE: tl.constexpr,
     MASKED: tl.constexpr,
     LISTED: tl.constexpr,
+    TOGETHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The gradient of BM rows, and their delta = sum(grad * out) for the key pass. `scale` is the plain one."""
     tiles = tl.cdiv(span * R, BM)
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    place, bg = heaviest_first(spans * tiles, TOGETHER)
+    tile = spans * tiles - 1 - place
     c = tile // tiles
     tile = tile - c * tiles
-    bg = tl.program_id(1)
     b = bg // groups
     g = bg - b * groups
     first = keys - queries
@@ -304,14 +311,15 @@ def key_kernel(
     BN: tl.constexpr,
     MASKED: tl.constexpr,
     LISTED: tl.constexpr,
+    TOGETHER: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The gradients of BN entries over the rows of their span that see them: dk, dv and dscore, or their slots."""
     tiles = tl.cdiv(length, BN)
-    c = tl.program_id(0) // tiles
-    tile = tl.program_id(0) - c * tiles
-    bg = tl.program_id(1)
+    tile, bg = heaviest_first(spans * tiles, TOGETHER)
+    c = tile // tiles
+    tile = tile - c * tiles
     b = bg // groups
     g = bg - b * groups
     first = keys - queries

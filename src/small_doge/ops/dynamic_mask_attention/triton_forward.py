@@ -20,6 +20,18 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def heaviest_first(count, TOGETHER: tl.constexpr):
+    """Which of `count` pieces of work, from the heaviest down, and of which key/value head this program does.
+
+    TOGETHER heads go by side by side: all their heaviest pieces, then the next, so that the last programs are short.
+    """
+    first = tl.program_id(0) // (count * TOGETHER) * TOGETHER
+    beside = tl.minimum(TOGETHER, tl.num_programs(0) // count - first)
+    place = tl.program_id(0) - first * count
+    return place // beside, first + place % beside
+
+
+@triton.jit
 def load_rows(pointer, row, stride, present, D: tl.constexpr, DP: tl.constexpr, BOUND: tl.constexpr):
     """[rows, DP] out of a tensor whose last dimension is contiguous; 0 where a row is not present, and beyond D."""
     d = tl.arange(0, DP)
@@ -153,15 +165,16 @@ def forward_kernel(
     GRANULE_SIZE: tl.constexpr,
     MASKED: tl.constexpr,
     LISTED: tl.constexpr,
+    TOGETHER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One program: BM rows of one key/value head. `scale` is in base 2; so is the log-sum-exp it writes."""
     tiles = tl.cdiv(span * R, BM)
-    # The last rows look at the most keys: start with them.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    # The last rows look at the most keys.
+    place, bg = heaviest_first(spans * tiles, TOGETHER)
+    tile = spans * tiles - 1 - place
     c = tile // tiles
     tile = tile - c * tiles
-    bg = tl.program_id(1)
     b = bg // groups
     g = bg - b * groups
     first = keys - queries

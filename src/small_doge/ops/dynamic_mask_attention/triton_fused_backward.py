@@ -1,0 +1,436 @@
+"""The fused backward: five products instead of the seven of `triton_backward`, for one span without lists and S = T.
+
+One pass over the blocks of keys finds the gradients of keys, values and scores in registers, and hands the gradient of
+the logits on, for that of the queries, in one of three ways:
+
+- ``atomic``: its product with the keys is added to an fp32 buffer by atomics; neither the order nor the bits are fixed;
+- ``reduce``: the same by the TMA's reduce-add, from shared memory (Hopper);
+- ``kept``: it is kept in half precision, in square tiles, and a second kernel multiplies it with the keys. Same bits
+  every time; about B * H * T * T bytes for a while.
+
+Words as in `triton_forward`, but a tile of rows is of one head here, and the R heads of a key/value head take turns.
+Tiles of rows are loaded by the TMA: pointers and masks would cost registers, of which there are none to spare.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from small_doge.ops.dynamic_mask_attention.triton_forward import (
+    GRANULE,
+    LENGTHS,
+    LOG2E,
+    first_alive,
+    heaviest_first,
+    load_rows,
+)
+
+WAYS = ("atomic", "reduce", "kept")
+
+
+class Plan(NamedTuple):
+    """One of `WAYS`, and the shapes of the work: rows and keys of a tile, warps, software-pipelining stages."""
+
+    way: str
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    query_rows: int = 128
+    """Of the second kernel, if kept: rows of a tile, warps and stages."""
+    query_warps: int = 8
+    query_stages: int = 3
+    together: int = 8
+    """Key/value heads whose programs run side by side, the longest first."""
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def delta_kernel(
+    out_ptr,
+    grad_ptr,
+    lse_ptr,
+    rows_ptr,
+    sum_ptr,
+    out_b,
+    out_h,
+    out_t,
+    grad_b,
+    grad_h,
+    grad_t,
+    heads,
+    queries,
+    room,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    ZERO: tl.constexpr,
+):
+    """lse, and after it delta = sum(grad * out), of BM queries of one head; in the room after the last query, what
+    makes weights and gradients 0. With ZERO, zeros to where the gradient of the queries will be summed, [D, room]."""
+    token = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1)
+    b = (row // heads).to(tl.int64)
+    h = row % heads
+    present = token < queries
+    out = load_rows(out_ptr + b * out_b + h * out_h, token, out_t, present, D, DP, True)
+    grad = load_rows(grad_ptr + b * grad_b + h * grad_h, token, grad_t, present, D, DP, True)
+    delta = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
+    lse = tl.load(lse_ptr + row * queries + token, mask=present, other=float("inf"))
+    rows_ptr += row * room + token
+    tl.store(rows_ptr, lse)
+    tl.store(rows_ptr + tl.num_programs(1) * room, delta)
+    if ZERO:
+        d = tl.arange(0, DP)
+        at = sum_ptr + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
+        tl.store(at, tl.zeros([DP, BM], dtype=tl.float32), mask=(d < D)[:, None])
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def round_kernel(
+    sum_ptr,
+    dq_ptr,
+    dq_b,
+    dq_h,
+    dq_t,
+    heads,
+    queries,
+    room,
+    scale,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """The sums of BM queries of one head, turned, scaled and rounded."""
+    token = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.program_id(1)
+    b = (row // heads).to(tl.int64)
+    h = row % heads
+    d = tl.arange(0, DP)
+    at = sum_ptr + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
+    total = tl.trans(tl.load(at, mask=(d < D)[:, None], other=0.0)) * scale
+    at = dq_ptr + b * dq_b + h * dq_h + (token * dq_t)[:, None] + d[None, :]
+    tl.store(at, total.to(dq_ptr.dtype.element_ty), mask=(token < queries)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _row_tiles(
+    grad_key,
+    grad_value,
+    grad_score,
+    key,
+    value,
+    score,
+    key_at,
+    end,
+    q_desc,
+    grad_desc,
+    rows_desc,
+    target,
+    b,
+    bg,
+    block,
+    groups,
+    blocks,
+    room,
+    scale,
+    start,
+    stop,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WAY: tl.constexpr,
+):
+    """The tiles of rows start .. stop of all R heads; CAUSAL where some of their queries are before some key."""
+    for turn in range(start * R, stop * R):
+        tile = turn // R
+        r = turn - tile * R
+        # Of all heads of all batch rows, and of this batch row's.
+        row = bg * R + r
+        head = row - b * groups * R
+        query = q_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
+        lse = rows_desc.load([0, row, tile * BM]).reshape(BM)
+        logits = tl.dot(key, tl.trans(query)) * scale + score[:, None]
+        weights = tl.exp2(logits - lse[None, :])
+        token = tile * BM + tl.arange(0, BM)
+        if MASKED:
+            weights = tl.where(token[None, :] < end[:, None], weights, 0.0)
+        if CAUSAL:
+            weights = tl.where(token[None, :] >= key_at[:, None], weights, 0.0)
+        grad = grad_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
+        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value)
+        grad_weights = tl.dot(value, tl.trans(grad))
+        delta = rows_desc.load([1, row, tile * BM]).reshape(BM)
+        grad_logits = weights * (grad_weights - delta[None, :])
+        grad_score += tl.sum(grad_logits, 1)
+        rounded = grad_logits.to(query.dtype)
+        grad_key = tl.dot(rounded, query, grad_key)
+        if WAY == "kept":
+            # The square tile of this key block and these queries, [BN, BN]: those of a query's key blocks lie in a row.
+            square = tile * BM // BN
+            place = bg * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2 + block
+            target.store([(place * R + r) * BN, tile * BM % BN], rounded)
+        else:
+            grad_query = tl.dot(tl.trans(key), rounded)
+            if WAY == "reduce":
+                target.atomic_add([row * D, tile * BM], grad_query)
+            else:
+                d = tl.arange(0, DP)
+                at = target + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
+                tl.atomic_add(at, grad_query, mask=(d < D)[:, None], sem="relaxed")
+    return grad_key, grad_value, grad_score
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def fused_kernel(
+    q_desc,
+    k_ptr,
+    v_ptr,
+    score_ptr,
+    end_ptr,
+    grad_desc,
+    rows_desc,
+    target,
+    dk_ptr,
+    dv_ptr,
+    dscore_ptr,
+    k_b,
+    k_g,
+    k_s,
+    v_b,
+    v_g,
+    v_s,
+    score_b,
+    score_g,
+    score_s,
+    dk_b,
+    dk_g,
+    dk_s,
+    dv_b,
+    dv_g,
+    dv_s,
+    dscore_b,
+    dscore_g,
+    dscore_s,
+    groups,
+    end_groups,
+    queries,
+    room,
+    scale,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    WAY: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """dk, dv and dscore of BN keys; their part of dq, transposed, is added to `target`, or what it follows from kept
+    there."""
+    blocks = tl.cdiv(queries, BN)
+    block, bg = heaviest_first(blocks, TOGETHER)
+    b = bg // groups
+    g = bg - b * groups
+    b64 = b.to(tl.int64)
+    key_at = block * BN + tl.arange(0, BN)
+    present = key_at < queries
+    token_stop = queries
+    end = key_at
+    if MASKED:
+        end = tl.load(end_ptr + (b64 * end_groups + g % end_groups) * queries + key_at, mask=present, other=0)
+        token_stop = tl.minimum(queries, tl.max(end, 0))
+    start = block * (BN // BM)
+    stop = tl.cdiv(token_stop, BM)
+    whole = tl.minimum(start + BN // BM, stop)
+
+    key = load_rows(k_ptr + b64 * k_b + g * k_g, key_at, k_s, present, D, DP, True)
+    value = load_rows(v_ptr + b64 * v_b + g * v_g, key_at, v_s, present, D, DP, True)
+    score = tl.load(score_ptr + b64 * score_b + g * score_g + key_at * score_s, mask=present, other=0.0) * LOG2E
+    grad_key = tl.zeros([BN, DP], dtype=tl.float32)
+    grad_value = tl.zeros([BN, DP], dtype=tl.float32)
+    grad_score = tl.zeros([BN], dtype=tl.float32)
+    grad_key, grad_value, grad_score = _row_tiles(
+        grad_key, grad_value, grad_score, key, value, score, key_at, end, q_desc, grad_desc, rows_desc, target,
+        b, bg, block, groups, blocks, room, scale * LOG2E, start, whole, R, D, DP, BM, BN, MASKED, True, WAY,
+    )  # fmt: skip
+    grad_key, grad_value, grad_score = _row_tiles(
+        grad_key, grad_value, grad_score, key, value, score, key_at, end, q_desc, grad_desc, rows_desc, target,
+        b, bg, block, groups, blocks, room, scale * LOG2E, whole, stop, R, D, DP, BM, BN, MASKED, False, WAY,
+    )  # fmt: skip
+    d = tl.arange(0, DP)
+    stored = present[:, None] & (d < D)[None, :]
+    dk_at = dk_ptr + b64 * dk_b + g * dk_g + (key_at * dk_s)[:, None] + d[None, :]
+    dv_at = dv_ptr + b64 * dv_b + g * dv_g + (key_at * dv_s)[:, None] + d[None, :]
+    tl.store(dk_at, (grad_key * scale).to(dk_ptr.dtype.element_ty), mask=stored)
+    tl.store(dv_at, grad_value.to(dv_ptr.dtype.element_ty), mask=stored)
+    tl.store(dscore_ptr + b64 * dscore_b + g * dscore_g + key_at * dscore_s, grad_score, mask=present)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def product_kernel(
+    kept_ptr,
+    k_ptr,
+    end_ptr,
+    reach_ptr,
+    dq_ptr,
+    k_b,
+    k_g,
+    k_s,
+    dq_b,
+    dq_h,
+    dq_t,
+    groups,
+    end_groups,
+    queries,
+    granules,
+    scale,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    GRANULES: tl.constexpr,
+    GRANULE_SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+    EVEN: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """dq of BM of the R * BN rows of a block of BN queries: their kept tiles times the keys."""
+    blocks = tl.cdiv(queries, BN)
+    parts: tl.constexpr = R * BN // BM
+    place, bg = heaviest_first(blocks * parts, TOGETHER)
+    # The longest rows are the last, and so are the heads whose tiles were written last: the L2 cache still has some.
+    square = blocks - 1 - place // parts
+    row = place % parts * BM + tl.arange(0, BM)
+    bg = tl.num_programs(0) // (blocks * parts) - 1 - bg
+    b = bg // groups
+    g = bg - b * groups
+    b64 = b.to(tl.int64)
+    r, m = row // BN, row % BN
+    token = square * BN + m
+    kept_ptr += (bg.to(tl.int64) * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2) * (R * BN * BN)
+    k_ptr += b64 * k_b + g * k_g
+    start = 0
+    if MASKED:
+        entries = b64 * end_groups + g % end_groups
+        end_ptr += entries * queries
+        start = first_alive(reach_ptr + entries * granules, granules, square * BN, GRANULES, GRANULE_SIZE, BN) // BN
+
+    n = tl.arange(0, BN)
+    at = r * (BN * BN) + m
+    grad_query = tl.zeros([BM, DP], dtype=tl.float32)
+    for block in range(start, square + 1):
+        key_at = block * BN + n
+        tile_at = kept_ptr + block * (R * BN * BN) + n[:, None] * BN + at[None, :]
+        if MASKED:
+            # Nothing was written for queries after every key's end.
+            stop = tl.max(tl.load(end_ptr + key_at, mask=key_at < queries, other=0), 0)
+            kept = tl.load(tile_at, mask=(token < stop)[None, :], other=0.0)
+        else:
+            kept = tl.load(tile_at)
+        key = load_rows(k_ptr, key_at, k_s, key_at < queries, D, DP, not EVEN)
+        grad_query = tl.dot(tl.trans(kept), key, grad_query)
+    d = tl.arange(0, DP)
+    dq_at = dq_ptr + b64 * dq_b + ((g * R + r) * dq_h + token * dq_t)[:, None] + d[None, :]
+    tl.store(
+        dq_at,
+        (grad_query * scale).to(dq_ptr.dtype.element_ty),
+        mask=(token < queries)[:, None] & (d < D)[None, :],
+    )
+
+
+def fused_backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Tensor,
+    end: Tensor | None,
+    reach: Tensor | None,
+    *,
+    scale: float,
+    plan: Plan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys, values and scores, in half precision, for as many keys as queries."""
+    batch, heads, queries, head_size = query.shape
+    groups = key.shape[1]
+    R = heads // groups
+    query, grad = _fit(query), _fit(grad)
+    blocks = triton.cdiv(queries, plan.keys)
+    room = blocks * plan.keys
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), torch.empty_like(score)
+    rows = torch.empty(2, batch * heads, room, dtype=torch.float32, device=query.device)
+    kept = plan.way == "kept"
+    if kept:
+        # Square tiles below the diagonal.
+        count = batch * groups * blocks * (blocks + 1) // 2 * R
+        parts = torch.empty(count * plan.keys, plan.keys, dtype=query.dtype, device=query.device)
+    else:
+        parts = torch.empty(batch * heads * head_size, room, dtype=torch.float32, device=query.device)
+    size = {"queries": queries, "D": head_size, "DP": max(16, triton.next_power_of_2(head_size))}
+    shape = {"groups": groups, "end_groups": 1 if end is None else end.shape[1], "R": R, "TOGETHER": plan.together}
+    shape |= {"MASKED": end is not None, "BN": plan.keys}
+    each = {"heads": heads, "room": room, "BM": plan.rows}
+    pieces = (room // plan.rows, batch * heads)
+
+    delta_kernel[pieces](*(out, grad, lse, rows, parts), *_strides(out, grad), **size, **each, ZERO=not kept)
+    tile = [1, 1, plan.rows, size["DP"]]
+    target = {
+        "atomic": lambda: parts,
+        "reduce": lambda: TensorDescriptor.from_tensor(parts, [size["DP"], plan.rows]),
+        "kept": lambda: TensorDescriptor.from_tensor(parts, [plan.keys, plan.rows]),
+    }[plan.way]()
+    fused_kernel[(blocks * batch * groups,)](
+        *(TensorDescriptor.from_tensor(query, tile), key, value, score, end, TensorDescriptor.from_tensor(grad, tile)),
+        *(TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]), target, *grads[1:]),
+        *_strides(key, value, score, *grads[1:]),
+        **size,
+        **shape,
+        room=room,
+        scale=scale,
+        BM=plan.rows,
+        WAY=plan.way,
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+    )
+    if not kept:
+        round_kernel[pieces](*(parts, grads[0]), *_strides(grads[0]), **size, **each, scale=scale)
+        return grads
+    granules = 0 if reach is None else reach.shape[-1]
+    query_rows = min(plan.query_rows, (R & -R) * plan.keys)
+    product_kernel[(blocks * (R * plan.keys // query_rows) * batch * groups,)](
+        *(parts, key, end, reach, grads[0]),
+        *_strides(key, grads[0]),
+        **size,
+        **shape,
+        scale=scale,
+        granules=granules,
+        GRANULES=triton.next_power_of_2(max(granules, 1)),
+        GRANULE_SIZE=GRANULE,
+        BM=query_rows,
+        EVEN=queries % plan.keys == 0,
+        num_warps=plan.query_warps,
+        num_stages=plan.query_stages,
+    )
+    return grads
+
+
+def _fit(x: Tensor) -> Tensor:
+    """As the TMA can read it: its last dimension contiguous, the rest in steps of 16 bytes."""
+    steps = [x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:3])]
+    return x if all(steps) and not any(step % 16 for step in steps) else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of batch, head and position."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]

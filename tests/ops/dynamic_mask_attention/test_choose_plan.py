@@ -1,0 +1,56 @@
+"""The rule that chooses between the two backwards."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture
+def attention(monkeypatch):
+    from small_doge.ops.dynamic_mask_attention import triton_attention
+
+    monkeypatch.setattr(triton_attention, "FUSED_BACKWARD", True)
+    return triton_attention
+
+
+def choose(attention, queries=64, keys=64, head_size=128, dtype=torch.bfloat16, listed=False):
+    query, key = torch.empty(2, 4, queries, head_size, dtype=dtype), torch.empty(2, 2, keys, head_size, dtype=dtype)
+    return attention.choose_plan(query, key, listed=listed)
+
+
+def test_half_precision_with_as_many_keys_as_queries_is_fused(attention):
+    assert choose(attention) == attention.PLANS[128]
+    assert choose(attention, head_size=48, dtype=torch.float16) == attention.PLANS[64]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [{"listed": True}, {"dtype": torch.float32}, {"queries": 63}, {"head_size": 256}, {"head_size": 12}],
+    ids=["lists", "fp32", "a chunk after a cache", "heads of 256", "rows that the TMA cannot read"],
+)
+def test_two_kernels_serve_the_rest(attention, case):
+    assert choose(attention, **case) is None
+
+
+def test_two_kernels_serve_everything_while_the_switch_is_off(attention, monkeypatch):
+    monkeypatch.setattr(attention, "FUSED_BACKWARD", False)
+    assert choose(attention) is None
+
+
+def test_two_kernels_serve_where_too_much_would_be_kept(attention, monkeypatch):
+    monkeypatch.setattr(attention, "MOST_KEPT", 2 * 4 * 64 * 64 - 1)
+    assert choose(attention) is None
+
+
+@pytest.mark.parametrize("way", ["atomic", "reduce", "kept"])
+def test_no_atomics_where_torch_is_asked_for_deterministic_algorithms(attention, monkeypatch, way, poisoned):
+    plan = attention.PLANS[128]._replace(way=way)
+    monkeypatch.setitem(attention.PLANS, 128, plan)
+    assert choose(attention) == (plan if way == "kept" else None)
+    torch.use_deterministic_algorithms(False)
+    assert choose(attention) == plan
