@@ -114,8 +114,7 @@ def hidden_states(model: PreTrainedModel, batch: Sequence[Row]) -> Tensor:
     # The decoder reads limits from restarting positions, and has no word for a tree: its layers do.
     decoder = model.model
     hidden_BTd = decoder.embed_tokens(ids_BT)
-    positions = decoder.rotary_emb(hidden_BTd, padded([row.depth for row in batch], 0))
-    rotary = tuple(x[:, None] for x in positions)
+    rotary = decoder.rotary_emb(hidden_BTd, padded([row.depth for row in batch], 0))
     for layer in decoder.layers:
         hidden_BTd = layer(hidden_BTd, position_embeddings=rotary, limit=limit_BT)[0]
     return decoder.norm(hidden_BTd)

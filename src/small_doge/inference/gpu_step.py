@@ -14,8 +14,8 @@ from transformers.activations import ACT2FN
 
 from small_doge.inference.gpu_state import SlotState
 from small_doge.inference.gpu_weights import DecodeWeights, LayerWeights
-from small_doge.models.doge.rotary_doge import rotate
 from small_doge.ops.dynamic_mask_attention import dynamic_mask_attention, round_score
+from small_doge.ops.rotary_heads import rotate
 
 Rows = Tensor | slice
 

@@ -13,8 +13,10 @@ import sys
 import triton_interpreter  # first: it chooses the interpreter
 # isort: on
 
+import torch
 from kernels_compare import differences
 
+from small_doge.models.doge import joint_linear
 from small_doge.ops import dynamic_mask_attention
 from small_doge.ops.dynamic_mask_attention import retention, triton_attention
 
@@ -25,6 +27,8 @@ def main() -> None:
         triton_attention.TILES[name] = triton_attention.Tiles(rows=32, keys=32, warps=4, stages=1)
     for module in (dynamic_mask_attention, retention):
         module.has_triton = lambda tensor: True
+    # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads.
+    joint_linear._reshapable = lambda x, *maps: torch.is_grad_enabled()
     for case in json.loads(sys.argv[1]):
         print(json.dumps(differences(*case)), flush=True)
 

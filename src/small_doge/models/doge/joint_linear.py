@@ -5,6 +5,8 @@ A map is left alone where it is more than its weight: biases, adapters, hooks th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,21 +18,42 @@ def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     It reads `x` once and not once a map, and backward makes the gradient of `x` in one product, without sums. The map
     of an `nn.Embedding` is the product with all of its rows.
     """
-    if not _reshapable(x, *maps):
+    joint = joint_product(x, *maps)
+    if joint is None:
         return tuple(F.linear(x, m.weight) if isinstance(m, nn.Embedding) else m(x) for m in maps)
-    weights: list[Tensor] = [m.weight for m in maps]  # type: ignore[misc]
-    return F.linear(x, torch.cat(weights)).split([w.shape[0] for w in weights], -1)
+    return joint.split([m.weight.shape[0] for m in maps], -1)  # type: ignore[index]
+
+
+def joint_product(x: Tensor, *maps: nn.Module) -> Tensor | None:
+    """`joint_linear`'s one product, side by side in the last dimension; None where the maps are left alone."""
+    if not _reshapable(x, *maps):
+        return None
+    return F.linear(x, torch.cat([m.weight for m in maps]))  # type: ignore[misc]
 
 
 def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
     """What a map to a handful of features gives for `x` [..., d], in fp32, as products and sums.
 
-    These fuse with what stands around them; a matrix product so narrow costs more than it computes.
+    These fuse with what stands around them; a matrix product so narrow costs more than it computes. Only the gradient
+    of the weight, a sum over all tokens, is a product of matrices.
     """
     if not _reshapable(x, narrow):
         return narrow(x)
-    weight: Tensor = narrow.weight  # type: ignore[assignment]
-    return (x.float()[..., None, :] * weight.float()).sum(-1)
+    return _NarrowProduct.apply(x, narrow.weight)
+
+
+class _NarrowProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return (x.float()[..., None, :] * weight.float()).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x = (grad[..., None] * weight.float()).sum(-2)
+        grad_weight = grad.flatten(0, -2).to(x.dtype).T @ x.flatten(0, -2)
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
 def _reshapable(x: Tensor, *maps: nn.Module) -> bool:

@@ -25,11 +25,12 @@ from transformers.utils import can_return_tuple
 from small_doge.models.doge.cache_doge import DogeCache, refuse_cache_while_checkpointing
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.fused_loss import fused_causal_loss
-from small_doge.models.doge.joint_linear import joint_linear, narrow_linear
+from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
-from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding, rotate
+from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
+from small_doge.ops.rotary_heads import normed_rotary_heads, rotate
 
 # `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
 BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
@@ -85,14 +86,8 @@ class DogeAttention(nn.Module):
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         batch, length, _ = hidden_states.shape
-        heads = (batch, length, -1, self.head_dim)
-        cos, sin = position_embeddings
-
-        query_BTd, key_BTd, value_BTd = joint_linear(hidden_states, self.q_proj, self.k_proj, self.v_proj)
-        query = rotate(self.q_norm(query_BTd.view(heads)).transpose(1, 2), cos, sin)
-        key = rotate(self.k_norm(key_BTd.view(heads)).transpose(1, 2), cos, sin)
-        value = value_BTd.view(heads).transpose(1, 2)
-        score = self.score(value_BTd)
+        query, key, value = (x.transpose(1, 2) for x in self.heads(hidden_states, *position_embeddings))
+        score = self.score(value.transpose(1, 2).flatten(2))
         if score.shape[1] > key.shape[1]:
             # One score for each query head: each keeps keys of its own.
             repeats = score.shape[1] // key.shape[1]
@@ -113,6 +108,18 @@ class DogeAttention(nn.Module):
         backend = BACKEND_OF[self.config._attn_implementation]
         output = dynamic_mask_attention(query, key, value, score, **options, backend=backend)
         return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1)), weights
+
+    def heads(self, x_BTd: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, D], keys and values [B, T, G, D]; queries and keys normalized and rotated."""
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        joint_BTF = joint_product(x_BTd, *maps) if self.config.qk_norm else None
+        if joint_BTF is not None:
+            weights = (self.q_norm.weight, self.k_norm.weight)
+            heads, eps = self.config.num_attention_heads, self.config.rms_norm_eps
+            return normed_rotary_heads(joint_BTF, *weights, cos_BTD, sin_BTD, heads=heads, eps=eps)
+        query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in joint_linear(x_BTd, *maps))
+        cos, sin = cos_BTD[:, :, None], sin_BTD[:, :, None]
+        return rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin), value
 
     def score(self, value_BTd: Tensor) -> Tensor:
         """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
@@ -260,7 +267,7 @@ class DogeModel(DogePreTrainedModel):
             limit = padding_limits(valid)
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=hidden_states.device)[None]
-        position_embeddings = tuple(x[:, None] for x in self.rotary_emb(hidden_states, position_ids))
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
 
         all_hidden_states: list[Tensor] = []
         all_weights: list[Tensor] = []
@@ -373,7 +380,7 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states[:, kept, :])
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        if outputs.router_logits is not None:
+        if output_router_logits and outputs.router_logits is not None:
             new_mask = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
             balance = router_loss(outputs.router_logits, self.config.num_experts_per_tok, new_mask)
         if labels is not None and loss is not None and balance is not None:

@@ -41,9 +41,3 @@ class DogeRotaryEmbedding(nn.Module):
         angles = position_ids[..., None].float() * self.inv_freq.float()
         angles = torch.cat((angles, angles), -1)
         return (angles.cos() * self.attention_scaling).to(x.dtype), (angles.sin() * self.attention_scaling).to(x.dtype)
-
-
-def rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i + D/2}) by its position's angle; cos and sin are [B, 1, T, D]."""
-    first, second = x_BHTD.chunk(2, -1)
-    return x_BHTD * cos + torch.cat((-second, first), -1) * sin
