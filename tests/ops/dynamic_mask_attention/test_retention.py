@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from small_doge.ops.dynamic_mask_attention import naive_mask, retention_horizon, round_score
+from small_doge.ops.dynamic_mask_attention import naive_mask, retention, retention_horizon, round_score
+from small_doge.ops.dynamic_mask_attention.retention import segment_length
 
 from .attention_cases import LIMIT_KINDS, SCORE_KINDS, draw_limits, draw_scores
 
@@ -23,6 +24,23 @@ def test_horizon_gives_the_mask_of_the_definition(scores, limits, window):
     score, limit = draw_scores(scores, 2, 3, 64), draw_limits(limits, 2, 64)
     mask = mask_of_horizon(retention_horizon(score, window, limit), 64)
     assert torch.equal(mask.expand(2, 3, 64, 64), naive_mask(score, 64, window, limit))
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("window", [1, 5, 16])
+@pytest.mark.parametrize("limits", LIMIT_KINDS)
+@pytest.mark.parametrize("scores", SCORE_KINDS)
+def test_horizon_by_segments_is_that_of_the_whole(scores, limits, window, monkeypatch):
+    score, limit = draw_scores(scores, 2, 3, 77), draw_limits(limits, 2, 77)
+    whole = retention_horizon(score, window, limit)
+    monkeypatch.setattr(retention, "segment_length", lambda window: 16)
+    parted, place = retention_horizon(score, window, limit), torch.arange(77)
+    # A key that is beaten before its own query sees it may have any horizon up to its place.
+    assert torch.equal(torch.where(parted > place, parted, 0), torch.where(whole > place, whole, 0))
+
+
+def test_a_segment_is_as_long_as_the_window_wants():
+    assert [segment_length(w) for w in (1, 128, 129, 2048)] == [1 << 16, 1 << 16, 4 * 129**2, 1 << 24]
 
 
 @pytest.mark.parametrize("scores", SCORE_KINDS)

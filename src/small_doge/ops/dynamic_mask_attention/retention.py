@@ -18,13 +18,19 @@ from torch import Tensor
 from small_doge.ops.dynamic_mask_attention.scores import ordered_score
 from small_doge.ops.support import has_triton
 
+SHORTEST_SEGMENT = 1 << 16
+"""Keys that are sorted at once for however small a window."""
+ONE_LAUNCH = 1 << 17
+"""Keys up to which the pass of O(n sqrt n) is the faster one on a GPU."""
+
 
 def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | None = None) -> Tensor:
     """The horizon e_j of every key: it is seen by the queries i with j <= i < e_j, and by no other.
 
     e_j is the limit of the key or the position of the ``keep_window``-th key, in order of position, that beats it,
     whichever comes first. A key beats another of the same document (the same limit) if its rounded score is higher,
-    or equal and it is newer. e_j <= j means that the key is not even seen by its own query.
+    or equal and it is newer. e_j <= j means no more than that the key is
+    not even seen by its own query.
 
     Args:
         score_BGS: [B, G, S], any floating dtype; compared after `round_score`; no gradient flows.
@@ -35,10 +41,9 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
     Returns:
         int32 [B, G, S]; [B, 1, S] if S <= w, where no key is ever beaten out and e_j is the limit.
 
-    Work is O(S log S) for each key/value head: one sort and one wavelet-matrix descent (`running_threshold`), or, on
-    a GPU with Triton, one sort and one pass of O(S sqrt S) in a single launch. Up to S = 4 w^2 (16.8 M keys for
-    w = 2,048) log S is at most 2 log w + 2, so that is O(S log w); by blocks of 2w keys, one after another, it would be
-    so for every S, and be more work up to there.
+    Work is O(S log w) for each key/value head, and memory O(S): one sort and one wavelet-matrix descent
+    (`running_threshold`) a segment of max(4 w^2, 65,536) keys, between which only the w keys alive are handed on. On a
+    GPU with Triton, up to `ONE_LAUNCH` keys at a time, a pass of O(n sqrt n) in a single launch stands for the descent.
     """
     if keep_window < 1:
         raise ValueError(f"keep_window must be at least 1, not {keep_window}")
@@ -56,15 +61,20 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
 def _horizon(score_BGS: Tensor, limit_BS: Tensor, keep_window: int) -> Tensor:
     """One opaque operator, so that a compiled model neither breaks nor unrolls here."""
     batch, groups, keys = score_BGS.shape
-    rank_RS, position_RS = rank_in_row(score_BGS, limit_BS)
-    if has_triton(score_BGS):
-        from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
-
-        rank_RS = rank_RS.to(torch.int32)
-        threshold_RS = running_threshold_triton(rank_RS, position_RS.to(torch.int32), keep_window)
-    else:
-        threshold_RS = running_threshold(rank_RS, keep_window)
-    beaten_RS = torch.searchsorted(threshold_RS, rank_RS, right=True)
+    order_RS = sort_key(score_BGS, limit_BS)
+    beaten_RS = torch.full_like(order_RS, keys)
+    alive_RC = order_RS.new_empty(batch * groups, 0)
+    segment = segment_length(keep_window)
+    for start in range(0, keys, segment):
+        # The keys alive at the start of the segment, at most w, and its own: no other can be beaten, or beats.
+        own = torch.arange(start, min(start + segment, keys), device=order_RS.device)
+        place_RC = torch.cat([alive_RC, own.expand(batch * groups, -1)], 1)
+        beaten_RC = beaten_by(order_RS.gather(1, place_RC), keep_window)
+        # Its place among these is one of a position; behind the last is nobody yet.
+        position_RC = F.pad(place_RC, (0, 1), value=keys).gather(1, beaten_RC)
+        beaten_RS.scatter_(1, place_RC, position_RC)
+        if start + segment < keys:
+            alive_RC = place_RC[beaten_RC == place_RC.shape[1]].view(batch * groups, keep_window)
     return torch.minimum(beaten_RS.view(batch, groups, keys), limit_BS[:, None, :]).to(torch.int32)
 
 
@@ -73,21 +83,44 @@ def _(score_BGS: Tensor, limit_BS: Tensor, keep_window: int) -> Tensor:
     return score_BGS.new_empty(score_BGS.shape, dtype=torch.int32)
 
 
-def rank_in_row(score_BGS: Tensor, limit_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """The rank of each key in its row by (limit, rounded score, position), ascending, and the position of each rank.
+def segment_length(keep_window: int) -> int:
+    """Keys sorted at once: so many that log2 of it is at most 2 log2 w + 2, or 16."""
+    return max(4 * keep_window**2, SHORTEST_SEGMENT)
 
-    Both int64 [B * G, S], permutations of 0 .. S - 1.
-    """
+
+def sort_key(score_BGS: Tensor, limit_BS: Tensor) -> Tensor:
+    """(row, limit, rounded score) of each key as one integer: int64 [B * G, S], positive."""
     batch, groups, keys = score_BGS.shape
-    order = (limit_BS[:, None, :].to(torch.int64) << 24) | ordered_score(score_BGS).to(torch.int64)
-    # One sort of all rows, the row in the highest bits: a GPU sorts long rows one by one otherwise.
     assert batch * groups < 2**15 and keys < 2**24, "the sort key holds 15 bits of row and 24 of limit"
+    order = (limit_BS[:, None, :].to(torch.int64) << 24) | ordered_score(score_BGS).to(torch.int64)
     row = torch.arange(batch * groups, device=order.device)[:, None]
-    order = order.flatten(0, 1) | (row << 48)
-    first = row * keys
-    by_rank = order.flatten().argsort(stable=True).view(batch * groups, keys) - first
-    position = torch.arange(keys, device=order.device).expand_as(by_rank)
-    return torch.empty_like(by_rank).scatter_(-1, by_rank, position), by_rank
+    return order.flatten(0, 1) | (row << 48)
+
+
+def beaten_by(order_RC: Tensor, keep_window: int) -> Tensor:
+    """The place of the w-th key, in order of place, that beats each, or C: int64 [R, C]."""
+    rank_RC, by_rank_RC = rank_in_row(order_RC)
+    if has_triton(order_RC) and order_RC.shape[1] <= ONE_LAUNCH:
+        from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
+
+        rank_RC = rank_RC.to(torch.int32)
+        threshold_RC = running_threshold_triton(rank_RC, by_rank_RC.to(torch.int32), keep_window)
+    else:
+        threshold_RC = running_threshold(rank_RC, keep_window)
+    return torch.searchsorted(threshold_RC, rank_RC, right=True)
+
+
+def rank_in_row(order_RC: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank of each key in its row, ascending, the earlier one lower where two are equal; and who has each rank.
+
+    Both int64 [R, C], permutations of 0 .. C - 1. Every row of `order_RC` lies above the one before it.
+    """
+    rows, keys = order_RC.shape
+    # One sort of all rows: a GPU sorts long rows one by one otherwise.
+    first = torch.arange(rows, device=order_RC.device)[:, None] * keys
+    by_rank_RC = order_RC.flatten().argsort(stable=True).view(rows, keys) - first
+    place = torch.arange(keys, device=order_RC.device).expand_as(by_rank_RC)
+    return torch.empty_like(by_rank_RC).scatter_(-1, by_rank_RC, place), by_rank_RC
 
 
 def running_threshold(rank_RS: Tensor, keep_window: int) -> Tensor:
