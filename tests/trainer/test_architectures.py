@@ -15,6 +15,7 @@ from small_doge.models.doge.configuration_doge import SIZES as DOGE_SIZES
 from small_doge.models.doge.folders import upcycle_folder
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import SIZES as WONDERFUL_MATRICES_SIZES
 from small_doge.trainer.doge.pt import main
+from small_doge.trainer.expert_load import ExpertLoadLog
 from small_doge.trainer.setup import new_config
 
 ROOT = Path(__file__).parents[2]
@@ -62,10 +63,19 @@ def test_pretraining_teaches(model, recipe):
     trained = AutoModelForCausalLM.from_pretrained(recipe.folder / "run")
     first_generation = model is FIRST_GENERATION
     assert type(trained) is (WonderfulMatricesForCausalLM if first_generation else DogeForCausalLM)
-    # The balance loss is a loss of its own: the load is logged where it is on.
     used = recipe.log("run", "experts_used")
-    assert bool(used) is bool(model.get("output_router_logits"))
+    assert bool(used) is bool(model.get("is_moe"))
     assert all(0 < share <= 1 for share in used.values())
+
+
+def test_logging_the_load_of_experts_adds_no_balance_loss(recipe, monkeypatch):
+    """The same losses, to the bit, as with nothing logged."""
+    changes = {"model_config": DOGE | MIXTURE, "max_steps": 4, "save_strategy": "no"}
+    main(recipe("logged", **changes))
+    monkeypatch.setattr(ExpertLoadLog, "on_train_begin", lambda *args, **kwargs: None)
+    main(recipe("unlogged", **changes))
+    assert recipe.log("logged", "experts_used") and not recipe.log("unlogged", "experts_used")
+    assert recipe.log("logged") == recipe.log("unlogged")
 
 
 def test_documents_of_a_row_are_masked_in_the_first_generation_too(recipe):

@@ -10,7 +10,7 @@ import torch
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.trainer.optimizers import Muon, muon_groups, orthogonalize
-from small_doge.trainer.stage import StageTrainer
+from small_doge.trainer.stage import StageTrainer, in_flattening_order
 
 
 def parameters(*shapes: tuple[int, ...]) -> list[torch.nn.Parameter]:
@@ -104,6 +104,12 @@ def test_muon_is_refused_where_deepspeed_flattens_the_matrices() -> None:
     trainer = SimpleNamespace(args=SimpleNamespace(optimizer="muon"), is_deepspeed_enabled=True)
     with pytest.raises(ValueError, match="use the ddp or fsdp config"):
         StageTrainer._new_optimizer(trainer, None)
+
+
+def test_the_odd_parameters_stand_last_where_zero_lays_all_side_by_side() -> None:
+    shapes = ((8, 4), (3,), (16,), (1,), (24,))
+    found = [tuple(p.shape) for p in in_flattening_order(parameters(*shapes))]
+    assert found == [(8, 4), (16,), (24,), (3,), (1,)]
 
 
 def _sharded_steps(rank: int, store: str, shapes: tuple[tuple[int, ...], ...], expected: list[torch.Tensor]) -> None:

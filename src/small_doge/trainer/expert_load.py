@@ -14,22 +14,30 @@ class ExpertLoadLog(TrainerCallback):
     """Adds the load of the last micro-batch to what is logged: `experts_used`, `experts_entropy`, `experts_busiest`.
 
     The first two are means over the layers, the last is the highest of all (`small_doge.ops.expert_retrieval`). It
-    reads the router logits that the model returns under `output_router_logits`, and stands before the callbacks that
-    write logs down.
+    has the decoder return its router logits, which adds no balance loss, and stands before the callbacks that write
+    logs down.
     """
 
     def __init__(self) -> None:
         self._seen: tuple[list[Tensor], Tensor | None] | None = None
-        self._hook: Any = None
+        self._hooks: list[Any] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         self._top_k = model.config.num_experts_per_tok
-        self._hook = model.register_forward_hook(self._remember, with_kwargs=True)
+        decoder = model.get_decoder()
+        self._hooks = [
+            decoder.register_forward_pre_hook(self._ask, with_kwargs=True),
+            decoder.register_forward_hook(self._remember, with_kwargs=True),
+        ]
 
-    def _remember(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if model.training and output.router_logits is not None:
+    @staticmethod
+    def _ask(decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | {"output_router_logits": True}
+
+    def _remember(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if decoder.training:
             self._seen = [scores_2Nn.detach() for scores_2Nn in output.router_logits], kwargs.get("attention_mask")
 
     def on_log(
@@ -52,5 +60,6 @@ class ExpertLoadLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._seen = None
