@@ -15,7 +15,12 @@ import triton_interpreter  # first: it chooses the interpreter
 import torch
 
 from small_doge.ops.dynamic_mask_attention import dynamic_mask_attention, triton_attention
-from small_doge.ops.dynamic_mask_attention.retention import rank_in_row, retention_horizon, running_threshold
+from small_doge.ops.dynamic_mask_attention.retention import (
+    rank_in_row,
+    retention_horizon,
+    running_threshold,
+    sort_key,
+)
 from small_doge.ops.dynamic_mask_attention.triton_fused_backward import WAYS, Plan
 from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
 
@@ -50,7 +55,7 @@ def attention(kernel, heads, groups, queries, keys, window, limits, head_size, d
 
 
 def threshold(keys, window, scores) -> dict[str, float]:
-    rank, position = rank_in_row(draw_scores(scores, 1, 2, keys), torch.full((1, keys), keys))
+    rank, position = rank_in_row(sort_key(draw_scores(scores, 1, 2, keys), torch.full((1, keys), keys)))
     found = running_threshold_triton(rank.int(), position.int(), window)
     return {"wrong": float((found != running_threshold(rank, window)).sum())}
 
