@@ -116,78 +116,6 @@ def round_kernel(
     tl.store(at, total.to(dq_ptr.dtype.element_ty), mask=(token < queries)[:, None] & (d < D)[None, :])
 
 
-@triton.jit
-def _row_tiles(
-    grad_key,
-    grad_value,
-    grad_score,
-    key,
-    value,
-    score,
-    key_at,
-    end,
-    q_desc,
-    grad_desc,
-    rows_desc,
-    target,
-    b,
-    bg,
-    block,
-    groups,
-    blocks,
-    room,
-    scale,
-    start,
-    stop,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WAY: tl.constexpr,
-):
-    """The tiles of rows start .. stop of all R heads; CAUSAL where some of their queries are before some key."""
-    for turn in range(start * R, stop * R):
-        tile = turn // R
-        r = turn - tile * R
-        # Of all heads of all batch rows, and of this batch row's.
-        row = bg * R + r
-        head = row - b * groups * R
-        query = q_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
-        lse = rows_desc.load([0, row, tile * BM]).reshape(BM)
-        logits = tl.dot(key, tl.trans(query)) * scale + score[:, None]
-        weights = tl.exp2(logits - lse[None, :])
-        token = tile * BM + tl.arange(0, BM)
-        if MASKED:
-            weights = tl.where(token[None, :] < end[:, None], weights, 0.0)
-        if CAUSAL:
-            weights = tl.where(token[None, :] >= key_at[:, None], weights, 0.0)
-        grad = grad_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
-        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value)
-        grad_weights = tl.dot(value, tl.trans(grad))
-        delta = rows_desc.load([1, row, tile * BM]).reshape(BM)
-        grad_logits = weights * (grad_weights - delta[None, :])
-        grad_score += tl.sum(grad_logits, 1)
-        rounded = grad_logits.to(query.dtype)
-        grad_key = tl.dot(rounded, query, grad_key)
-        if WAY == "kept":
-            # The square tile of this key block and these queries, [BN, BN]: those of a query's key blocks lie in a row.
-            square = tile * BM // BN
-            place = bg * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2 + block
-            target.store([(place * R + r) * BN, tile * BM % BN], rounded)
-        else:
-            grad_query = tl.dot(tl.trans(key), rounded)
-            if WAY == "reduce":
-                target.atomic_add([row * D, tile * BM], grad_query)
-            else:
-                d = tl.arange(0, DP)
-                at = target + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
-                tl.atomic_add(at, grad_query, mask=(d < D)[:, None], sem="relaxed")
-    return grad_key, grad_value, grad_score
-
-
 @triton.jit(do_not_specialize=LENGTHS)
 def fused_kernel(
     q_desc,
@@ -233,8 +161,7 @@ def fused_kernel(
     WAY: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dk, dv and dscore of BN keys; their part of dq, transposed, is added to `target`, or what it follows from kept
-    there."""
+    """dk, dv and dscore of BN keys. `target` gets their part of dq, transposed and added, or what it follows from."""
     blocks = tl.cdiv(queries, BN)
     block, bg = heaviest_first(blocks, TOGETHER)
     b = bg // groups
@@ -257,14 +184,43 @@ def fused_kernel(
     grad_key = tl.zeros([BN, DP], dtype=tl.float32)
     grad_value = tl.zeros([BN, DP], dtype=tl.float32)
     grad_score = tl.zeros([BN], dtype=tl.float32)
-    grad_key, grad_value, grad_score = _row_tiles(
-        grad_key, grad_value, grad_score, key, value, score, key_at, end, q_desc, grad_desc, rows_desc, target,
-        b, bg, block, groups, blocks, room, scale * LOG2E, start, whole, R, D, DP, BM, BN, MASKED, True, WAY,
-    )  # fmt: skip
-    grad_key, grad_value, grad_score = _row_tiles(
-        grad_key, grad_value, grad_score, key, value, score, key_at, end, q_desc, grad_desc, rows_desc, target,
-        b, bg, block, groups, blocks, room, scale * LOG2E, whole, stop, R, D, DP, BM, BN, MASKED, False, WAY,
-    )  # fmt: skip
+    for turn in range(start * R, stop * R):
+        tile = turn // R
+        r = turn - tile * R
+        # Of all heads of all batch rows, and of this batch row's.
+        row = bg * R + r
+        head = g * R + r
+        query = q_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
+        lse = rows_desc.load([0, row, tile * BM]).reshape(BM)
+        logits = tl.dot(key, tl.trans(query)) * (scale * LOG2E) + score[:, None]
+        weights = tl.exp2(logits - lse[None, :])
+        token = tile * BM + tl.arange(0, BM)
+        if MASKED:
+            weights = tl.where(token[None, :] < end[:, None], weights, 0.0)
+        # Before `whole`, some queries are before some key.
+        if turn < whole * R:
+            weights = tl.where(token[None, :] >= key_at[:, None], weights, 0.0)
+        grad = grad_desc.load([b, head, tile * BM, 0]).reshape(BM, DP)
+        grad_value = tl.dot(weights.to(grad.dtype), grad, grad_value)
+        grad_weights = tl.dot(value, tl.trans(grad))
+        delta = rows_desc.load([1, row, tile * BM]).reshape(BM)
+        grad_logits = weights * (grad_weights - delta[None, :])
+        grad_score += tl.sum(grad_logits, 1)
+        rounded = grad_logits.to(query.dtype)
+        grad_key = tl.dot(rounded, query, grad_key)
+        if WAY == "kept":
+            # The square tile of this key block and these queries, [BN, BN]: those of a query's key blocks lie in a row.
+            square = tile * BM // BN
+            place = bg * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2 + block
+            target.store([(place * R + r) * BN, tile * BM % BN], rounded)
+        else:
+            grad_query = tl.dot(tl.trans(key), rounded)
+            if WAY == "reduce":
+                target.atomic_add([row * D, tile * BM], grad_query)
+            else:
+                d = tl.arange(0, DP)
+                at = target + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
+                tl.atomic_add(at, grad_query, mask=(d < D)[:, None], sem="relaxed")
     d = tl.arange(0, DP)
     stored = present[:, None] & (d < D)[None, :]
     dk_at = dk_ptr + b64 * dk_b + g * dk_g + (key_at * dk_s)[:, None] + d[None, :]
