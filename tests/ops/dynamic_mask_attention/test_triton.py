@@ -27,7 +27,7 @@ FAST = {
         *("fused kept", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
     ),
     "fused, kept, packed and padded, three heads a key head": (
-        *("fused kept", 3, 1, 45, 45, 9, "packed and padded", 24, "float16", "of four values"),
+        *("fused kept", 3, 1, 110, 110, 9, "packed and padded", 24, "float16", "of four values"),
     ),
     "fused, by the TMA's reduce-add, an odd length": (
         *("fused reduce", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
