@@ -9,17 +9,23 @@ from small_models import small_model
 CHANGED = 37
 
 
-def differences(kind: str, backend: str, way: str, dtype: str = "float32", device: str = "cpu") -> dict[str, float]:
+def differences(
+    kind: str, backend: str, way: str, dtype: str = "float32", device: str = "cpu", compiled: bool = False
+) -> dict[str, float]:
     """How far a way of running the model is from the plain forward of the definition in double precision.
 
     `logits` and, where the way is `trained`, each parameter's gradient: |found - expected| / |expected|. `moved before`
     is by how much a changed token moved what stands before it, over all that it moved. In half precision the window is
-    as long as the text: its noise would choose other keys.
+    as long as the text: its noise would choose other keys. `compiled` is the model as the trainers compile it.
     """
     half = dtype != "float32"
     fields = {"vocab_size": 200, "keep_window_size": 128 if half else 8}
     exact = small_model(kind, dtype=torch.float64, attn="eager", **fields)
     model = small_model(kind, dtype=getattr(torch, dtype), attn=backend, **fields).to(device)
+    if compiled:
+        torch._dynamo.reset()  # Each model is compiled anew, and torch gives up at the ninth.
+        for layer in model.model.layers:
+            layer.compile(fullgraph=True)
     ids = doge_ways.distinct_text()
     other = ids.clone()
     other[:, CHANGED] = other[:, 0]

@@ -72,3 +72,10 @@ def test_a_model_on_a_gpu_is_that_of_the_definition(kind, backend, way):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_on_a_gpu_is_near_it_in_half_precision(kind, dtype, way):
     assert not too_large(differences(kind, "sdpa", way, dtype, "cuda"), dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["sdpa", *KERNELS])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_model_on_a_gpu_trains_as_the_definition(kind, backend):
+    assert not too_large(differences(kind, backend, "trained", device="cuda", compiled=True))

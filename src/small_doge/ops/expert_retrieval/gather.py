@@ -34,11 +34,12 @@ def _dots(x_Nd: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
     starts = torch.arange(0, tokens * top_k, top_k, device=x_Nd.device)
     token_of = torch.arange(tokens, device=x_Nd.device).repeat_interleave(top_k)
     # The gradient of an embedding bag for its per-sample weights, which is this dot product; torch has no name for it
-    # outside of autograd. mode 0 is the sum, padding index -1 none.
+    # outside of autograd, and on CUDA no kernel in bf16. mode 0 is the sum, padding index -1 none.
+    dtype = torch.float32 if x_Nd.is_cuda and x_Nd.dtype == torch.bfloat16 else x_Nd.dtype
     dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        x_Nd.contiguous(), table_Ed.contiguous(), index_Nk.flatten(), starts, token_of, 0, -1
+        x_Nd.contiguous().to(dtype), table_Ed.contiguous().to(dtype), index_Nk.flatten(), starts, token_of, 0, -1
     )
-    return dots.view(tokens, top_k)
+    return dots.view(tokens, top_k).to(x_Nd.dtype)
 
 
 def _sum(weight_Nk: Tensor, table_Ed: Tensor, index_Nk: Tensor) -> Tensor:
