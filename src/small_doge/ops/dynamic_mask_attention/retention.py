@@ -20,8 +20,8 @@ from small_doge.ops.support import has_triton
 
 SHORTEST_SEGMENT = 1 << 16
 """Keys that are sorted at once for however small a window."""
-ONE_LAUNCH = 1 << 17
-"""Keys up to which the pass of O(n sqrt n) is the faster one on a GPU."""
+ONE_LAUNCH = 1 << 18
+"""Keys up to which the pass of O(n sqrt n) is the faster one on an H100."""
 
 
 def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | None = None) -> Tensor:
@@ -60,22 +60,10 @@ def retention_horizon(score_BGS: Tensor, keep_window: int, limit_BS: Tensor | No
 @torch.library.custom_op("small_doge::retention_horizon", mutates_args=())
 def _horizon(score_BGS: Tensor, limit_BS: Tensor, keep_window: int) -> Tensor:
     """One opaque operator, so that a compiled model neither breaks nor unrolls here."""
-    batch, groups, keys = score_BGS.shape
     order_RS = sort_key(score_BGS, limit_BS)
-    beaten_RS = torch.full_like(order_RS, keys)
-    alive_RC = order_RS.new_empty(batch * groups, 0)
-    segment = segment_length(keep_window)
-    for start in range(0, keys, segment):
-        # The keys alive at the start of the segment, at most w, and its own: no other can be beaten, or beats.
-        own = torch.arange(start, min(start + segment, keys), device=order_RS.device)
-        place_RC = torch.cat([alive_RC, own.expand(batch * groups, -1)], 1)
-        beaten_RC = beaten_by(order_RS.gather(1, place_RC), keep_window)
-        # Its place among these is one of a position; behind the last is nobody yet.
-        position_RC = F.pad(place_RC, (0, 1), value=keys).gather(1, beaten_RC)
-        beaten_RS.scatter_(1, place_RC, position_RC)
-        if start + segment < keys:
-            alive_RC = place_RC[beaten_RC == place_RC.shape[1]].view(batch * groups, keep_window)
-    return torch.minimum(beaten_RS.view(batch, groups, keys), limit_BS[:, None, :]).to(torch.int32)
+    whole = order_RS.shape[1] <= segment_length(keep_window)
+    beaten_RS = beaten_by(order_RS, keep_window) if whole else beaten_by_segments(order_RS, keep_window)
+    return torch.minimum(beaten_RS.view(score_BGS.shape), limit_BS[:, None, :]).to(torch.int32)
 
 
 @_horizon.register_fake
@@ -108,6 +96,24 @@ def beaten_by(order_RC: Tensor, keep_window: int) -> Tensor:
     else:
         threshold_RC = running_threshold(rank_RC, keep_window)
     return torch.searchsorted(threshold_RC, rank_RC, right=True)
+
+
+def beaten_by_segments(order_RS: Tensor, keep_window: int) -> Tensor:
+    """`beaten_by` a segment after another; for a key that its own query does not see, some place up to its own."""
+    rows, keys = order_RS.shape
+    beaten_RS = torch.full_like(order_RS, keys)
+    alive_RC = order_RS.new_empty(rows, 0)
+    segment = segment_length(keep_window)
+    for start in range(0, keys, segment):
+        # The w keys alive at the start of the segment, and its own: no other can be beaten, or beats.
+        own = torch.arange(start, min(start + segment, keys), device=order_RS.device)
+        place_RC = torch.cat([alive_RC, own.expand(rows, -1)], 1)
+        beaten_RC = beaten_by(order_RS.gather(1, place_RC), keep_window)
+        # A place among these stands for one in the row; behind the last is nobody yet.
+        beaten_RS.scatter_(1, place_RC, F.pad(place_RC, (0, 1), value=keys).gather(1, beaten_RC))
+        if start + segment < keys:
+            alive_RC = place_RC[beaten_RC == place_RC.shape[1]].view(rows, keep_window)
+    return beaten_RS
 
 
 def rank_in_row(order_RC: Tensor) -> tuple[Tensor, Tensor]:
