@@ -7,15 +7,6 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import triton.runtime.interpreter as interpreter
-from triton._C.libtriton import ir
-
-
-def add_by_descriptor(builder, kind, descriptor, value, indices):
-    """The TMA's reduce-add, which Triton 3.6 has not taught its interpreter."""
-    assert kind == ir.DESCRIPTOR_REDUCE_KIND.ADD
-    pointers, mask = descriptor.materialize_pointers(indices)
-    mask = interpreter.TensorHandle(mask, interpreter.tl.int1)
-    builder.create_atomic_rmw(ir.ATOMIC_OP.FADD, pointers, value, mask, ir.MEM_SEMANTIC.RELAXED, ir.MEM_SYNC_SCOPE.GPU)
 
 
 def prepare() -> None:
@@ -28,7 +19,6 @@ def prepare() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patched
-    interpreter.InterpreterBuilder.create_descriptor_reduce = add_by_descriptor
     warnings.filterwarnings("ignore", category=RuntimeWarning)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -21,7 +21,7 @@ from small_doge.ops.dynamic_mask_attention.retention import (
     running_threshold,
     sort_key,
 )
-from small_doge.ops.dynamic_mask_attention.triton_fused_backward import WAYS, Plan
+from small_doge.ops.dynamic_mask_attention.triton_fused_backward import Plan
 from small_doge.ops.dynamic_mask_attention.triton_retention import running_threshold_triton
 
 from .attention_cases import draw_inputs, draw_limits, draw_scores, relative_errors, with_gradients
@@ -35,9 +35,8 @@ def attention(kernel, heads, groups, queries, keys, window, limits, head_size, d
         lambda *x: dynamic_mask_attention(*x, keep_window=window, limit_BS=limit, backend="naive"), exact
     )
 
-    way = kernel.removeprefix("fused ")
-    plan = Plan(way, rows=16, keys=32, warps=4, stages=1, query_rows=64, together=2) if way in WAYS else None
-    triton_attention.choose_plan = lambda *_, **__: plan
+    small = Plan(rows=16, keys=32, warps=4, stages=1, query_rows=64, query_warps=4, query_stages=1)
+    triton_attention.choose_plan = lambda *_, **__: small if kernel == "fused" else None
 
     def call(query, key, value, score):
         scale = head_size**-0.5

@@ -11,10 +11,9 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is n
 
 
 @pytest.fixture
-def attention(monkeypatch):
+def attention():
     from small_doge.ops.dynamic_mask_attention import triton_attention
 
-    monkeypatch.setattr(triton_attention, "FUSED_BACKWARD", True)
     return triton_attention
 
 
@@ -37,20 +36,6 @@ def test_two_kernels_serve_the_rest(attention, case):
     assert choose(attention, **case) is None
 
 
-def test_two_kernels_serve_everything_while_the_switch_is_off(attention, monkeypatch):
-    monkeypatch.setattr(attention, "FUSED_BACKWARD", False)
-    assert choose(attention) is None
-
-
 def test_two_kernels_serve_where_too_much_would_be_kept(attention, monkeypatch):
     monkeypatch.setattr(attention, "MOST_KEPT", 2 * 4 * 64 * 64 - 1)
     assert choose(attention) is None
-
-
-@pytest.mark.parametrize("way", ["atomic", "reduce", "kept"])
-def test_no_atomics_where_torch_is_asked_for_deterministic_algorithms(attention, monkeypatch, way, poisoned):
-    plan = attention.PLANS[128]._replace(way=way)
-    monkeypatch.setitem(attention.PLANS, 128, plan)
-    assert choose(attention) == (plan if way == "kept" else None)
-    torch.use_deterministic_algorithms(False)
-    assert choose(attention) == plan

@@ -31,7 +31,7 @@ def shared_bytes(kernel: str, head_size: int, element: int) -> int:
         "GRANULE_SIZE": 128,
         "MASKED": False,
         "LISTED": False,
-        "TOGETHER": 1,
+        "TOGETHER": triton_attention.TOGETHER,
         "PRECISION": "tf32x3",
         "EVEN": True,
     }
@@ -63,10 +63,10 @@ def fused_shared_bytes(kernel: str, head_size: int) -> int:
         "queries": (triton_fused_backward.product_kernel, plan.query_rows, plan.query_warps, plan.query_stages),
     }[kernel]
     constants = {"R": 2, "D": head_size, "DP": head_size, "BM": rows, "BN": plan.keys, "GRANULES": 32}
-    constants |= {"GRANULE_SIZE": 64, "MASKED": True, "WAY": plan.way, "EVEN": False, "TOGETHER": plan.together}
+    constants |= {"GRANULE_SIZE": 64, "MASKED": True, "EVEN": False, "TOGETHER": triton_attention.TOGETHER}
     tile = f"tensordesc<bf16[1, 1, {plan.rows}, {head_size}]>"
     types = {"q_desc": tile, "grad_desc": tile, "rows_desc": f"tensordesc<fp32[1, 1, {plan.rows}]>", "scale": "fp32"}
-    types |= {"target": f"tensordesc<bf16[{plan.keys}, {plan.rows}]>", "end_ptr": "*i32", "reach_ptr": "*i32"}
+    types |= {"kept_desc": f"tensordesc<bf16[{plan.keys}, {plan.rows}]>", "end_ptr": "*i32", "reach_ptr": "*i32"}
     signature, values = {}, {}
     for position, name in enumerate(function.arg_names):
         if name in constants:

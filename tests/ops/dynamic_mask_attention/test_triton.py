@@ -23,16 +23,10 @@ FAST = {
         *("sparse", 3, 1, 45, 45, 9, "packed and padded", 24, "float32", "of four values"),
     ),
     "sparse, a chunk after a cache, fp16": ("sparse", 2, 1, 20, 75, 12, "whole", 16, "float16", "rising"),
-    "fused, the gradient of the logits kept, an odd length": (
-        *("fused kept", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
+    "fused, an odd length": ("fused", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
+    "fused, packed and padded, three heads a key head": (
+        *("fused", 3, 1, 110, 110, 9, "packed and padded", 24, "float16", "of four values"),
     ),
-    "fused, kept, packed and padded, three heads a key head": (
-        *("fused kept", 3, 1, 110, 110, 9, "packed and padded", 24, "float16", "of four values"),
-    ),
-    "fused, by the TMA's reduce-add, an odd length": (
-        *("fused reduce", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
-    ),
-    "fused, by atomics, packed": ("fused atomic", 2, 1, 45, 45, 45, "packed", 16, "float16", "random"),
     "the running threshold": ("threshold", 600, 50, "random"),
 }
 SLOW = {
@@ -42,23 +36,9 @@ SLOW = {
     "sparse, constant scores": ("sparse", 4, 2, 97, 97, 20, "whole", 16, "float32", "constant"),
     "sparse, one query after a cache": ("sparse", 4, 2, 1, 97, 30, "padded", 32, "float32", "random"),
     "sparse, two key heads, packed": ("sparse", 4, 2, 130, 130, 33, "packed", 16, "float32", "of both signs"),
-    "fused, kept, three key heads, packed": (
-        "fused kept",
-        6,
-        3,
-        130,
-        130,
-        33,
-        "packed",
-        16,
-        "float16",
-        "of both signs",
-    ),
-    "fused, kept, falling scores": ("fused kept", 4, 2, 97, 97, 40, "whole", 16, "float16", "falling"),
-    "fused, by the TMA's reduce-add, packed and padded": (
-        *("fused reduce", 4, 2, 97, 97, 30, "packed and padded", 24, "float16", "random"),
-    ),
-    "fused, by atomics, one head of all": ("fused atomic", 1, 1, 64, 64, 64, "whole", 32, "float16", "constant"),
+    "fused, three key heads, packed": ("fused", 6, 3, 130, 130, 33, "packed", 16, "float16", "of both signs"),
+    "fused, falling scores": ("fused", 4, 2, 97, 97, 40, "whole", 16, "float16", "falling"),
+    "fused, one head of all": ("fused", 1, 1, 64, 64, 64, "whole", 32, "float16", "constant"),
     "the running threshold over many chunks, ties": ("threshold", 1500, 300, "of four values"),
     "the running threshold with a window of one": ("threshold", 300, 1, "rising"),
 }

@@ -2,8 +2,7 @@
 
 `causal`: every key up to the query is looked at, with or without horizons: O(T * S) work; for S up to about 2w.
 `sparse`: each span of queries looks at its list of at most w + C keys: O(T * w) work and O(T) memory.
-Backward takes one of two ways (`choose_plan`). Gradients are the same bits every time wherever torch is asked for
-deterministic algorithms.
+Backward takes one of two ways (`choose_plan`), both without atomics: gradients are the same bits every time.
 """
 
 from typing import Any, NamedTuple
@@ -66,13 +65,14 @@ SMALL_TILES = TILES | {
     ("key", 256, 4): Tiles(16, 16, 4, 1),
 }
 """For GPUs that give a program less than 200 KiB of shared memory (an RTX 4090: 99): compiled for them, not timed."""
-FUSED_BACKWARD = False
-"""Whether `choose_plan` may choose the fused backward."""
-PLANS = {64: Plan("kept", 64, 64, 4, 2), 128: Plan("kept", 64, 64, 4, 2)}
-"""The fused backward's, by head size rounded up to a power of two."""
+PLANS = {
+    64: Plan(rows=64, keys=64, warps=4, stages=2, query_rows=128, query_warps=8, query_stages=3),
+    128: Plan(rows=64, keys=64, warps=4, stages=2, query_rows=128, query_warps=8, query_stages=3),
+}
+"""The fused backward's, by head size rounded up to a power of two; 64 is checked on an H100, not timed."""
 MOST_KEPT = 2 << 30
-"""Bytes that the gradient of the logits may take, where a plan keeps it."""
-TOGETHER = 1
+"""Bytes that the fused backward may keep, about B * H * T * T: beyond, its scratch would decide what a card holds."""
+TOGETHER = 8
 """Key/value heads whose programs run side by side, the longest first (`heaviest_first`)."""
 
 
@@ -219,7 +219,9 @@ def _backward(
     plan = choose_plan(query, key, listed=index is not None)
     if plan is not None:
         with torch.cuda.device_of(query):
-            return fused_backward(grad, out, lse, query, key, value, score, end, reach, scale=scale, plan=plan)
+            return fused_backward(
+                grad, out, lse, query, key, value, score, end, reach, scale=scale, plan=plan, together=TOGETHER
+            )
     layout = _layout(query, key, end, reach, index, span)
     delta = torch.empty_like(lse)
     grad_query, grad_key, grad_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -239,18 +241,15 @@ def choose_plan(query: Tensor, key: Tensor, *, listed: bool) -> Plan | None:
     """The rule for the backward: fused by this plan, or, where it is None, by two kernels that multiply more.
 
     Fused for half precision, heads of up to 128 in eights, as many keys as queries and no lists, on GPUs that give a
-    program 200 KiB of shared memory (Hopper, which also has the TMA); never by atomics where torch is asked for
-    deterministic algorithms, and never where what the plan keeps is larger than `MOST_KEPT`.
+    program 200 KiB of shared memory (Hopper, which also has the TMA), while what it keeps is within `MOST_KEPT`.
     """
     batch, heads, queries, head_size = query.shape
     plan = PLANS.get(max(64, triton.next_power_of_2(head_size)))
-    if not FUSED_BACKWARD or plan is None or listed or query.element_size() != 2 or head_size % 8:
+    if plan is None or listed or query.element_size() != 2 or head_size % 8 or queries != key.shape[2]:
         return None
-    if queries != key.shape[2] or (query.is_cuda and shared_memory(query.device) < 200 << 10):
+    if query.is_cuda and shared_memory(query.device) < 200 << 10:
         return None
-    if plan.way == "kept":
-        return plan if batch * heads * queries * queries <= MOST_KEPT else None
-    return None if torch.are_deterministic_algorithms_enabled() else plan
+    return plan if batch * heads * queries * queries <= MOST_KEPT else None
 
 
 def query_pass(layout, query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query, scale):

@@ -1,12 +1,13 @@
 """The fused backward: five products instead of the seven of `triton_backward`, for one span without lists and S = T.
 
-One pass over the blocks of keys finds the gradients of keys, values and scores in registers, and hands the gradient of
-the logits on, for that of the queries, in one of three ways:
+One pass over the blocks of keys finds the gradients of keys, values and scores in registers (four products), and keeps
+that of the logits, dS, in half precision, in square tiles. A second kernel multiplies those with the keys, for the
+gradient of the queries: no atomics, the same bits every time. dS takes about B * H * T * T bytes for a while.
 
-- ``atomic``: its product with the keys is added to an fp32 buffer by atomics; neither the order nor the bits are fixed;
-- ``reduce``: the same by the TMA's reduce-add, from shared memory (Hopper);
-- ``kept``: it is kept in half precision, in square tiles, and a second kernel multiplies it with the keys. Same bits
-  every time; about B * H * T * T bytes for a while.
+The floor is the key pass's four products, and dS written once and read once, the fifth product hidden behind its bytes.
+On an H100 (2026-11-26, bf16, B = 32, H = 4, G = 2, T = 2048, D = 128, n = 3 rounds) the whole takes 0.914 ms (0.913 to
+0.920), of which a profile gives 0.630 to the key pass, 0.225 to the second kernel and 0.049 to `delta_kernel`; the two
+kernels of `triton_backward` take 1.175 ms in the same order of programs, cuDNN's backward, which has no scores, 0.951.
 
 Words as in `triton_forward`, but a tile of rows is of one head here, and the R heads of a key/value head take turns.
 Tiles of rows are loaded by the TMA: pointers and masks would cost registers, of which there are none to spare.
@@ -29,23 +30,18 @@ from small_doge.ops.dynamic_mask_attention.triton_forward import (
     load_rows,
 )
 
-WAYS = ("atomic", "reduce", "kept")
-
 
 class Plan(NamedTuple):
-    """One of `WAYS`, and the shapes of the work: rows and keys of a tile, warps, software-pipelining stages."""
+    """The shapes of the work: of the key pass rows and keys of a tile, warps and software-pipelining stages, and of the
+    second kernel rows of a tile, warps and stages. `rows` divides `keys`."""
 
-    way: str
     rows: int
     keys: int
     warps: int
     stages: int
-    query_rows: int = 128
-    """Of the second kernel, if kept: rows of a tile, warps and stages."""
-    query_warps: int = 8
-    query_stages: int = 3
-    together: int = 8
-    """Key/value heads whose programs run side by side, the longest first."""
+    query_rows: int
+    query_warps: int
+    query_stages: int
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -54,7 +50,6 @@ def delta_kernel(
     grad_ptr,
     lse_ptr,
     rows_ptr,
-    sum_ptr,
     out_b,
     out_h,
     out_t,
@@ -67,10 +62,9 @@ def delta_kernel(
     D: tl.constexpr,
     DP: tl.constexpr,
     BM: tl.constexpr,
-    ZERO: tl.constexpr,
 ):
     """lse, and after it delta = sum(grad * out), of BM queries of one head; in the room after the last query, what
-    makes weights and gradients 0. With ZERO, zeros to where the gradient of the queries will be summed, [D, room]."""
+    makes weights and gradients 0."""
     token = tl.program_id(0) * BM + tl.arange(0, BM)
     row = tl.program_id(1)
     b = (row // heads).to(tl.int64)
@@ -83,37 +77,6 @@ def delta_kernel(
     rows_ptr += row * room + token
     tl.store(rows_ptr, lse)
     tl.store(rows_ptr + tl.num_programs(1) * room, delta)
-    if ZERO:
-        d = tl.arange(0, DP)
-        at = sum_ptr + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
-        tl.store(at, tl.zeros([DP, BM], dtype=tl.float32), mask=(d < D)[:, None])
-
-
-@triton.jit(do_not_specialize=LENGTHS)
-def round_kernel(
-    sum_ptr,
-    dq_ptr,
-    dq_b,
-    dq_h,
-    dq_t,
-    heads,
-    queries,
-    room,
-    scale,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    BM: tl.constexpr,
-):
-    """The sums of BM queries of one head, turned, scaled and rounded."""
-    token = tl.program_id(0) * BM + tl.arange(0, BM)
-    row = tl.program_id(1)
-    b = (row // heads).to(tl.int64)
-    h = row % heads
-    d = tl.arange(0, DP)
-    at = sum_ptr + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
-    total = tl.trans(tl.load(at, mask=(d < D)[:, None], other=0.0)) * scale
-    at = dq_ptr + b * dq_b + h * dq_h + (token * dq_t)[:, None] + d[None, :]
-    tl.store(at, total.to(dq_ptr.dtype.element_ty), mask=(token < queries)[:, None] & (d < D)[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -125,7 +88,7 @@ def fused_kernel(
     end_ptr,
     grad_desc,
     rows_desc,
-    target,
+    kept_desc,
     dk_ptr,
     dv_ptr,
     dscore_ptr,
@@ -150,7 +113,6 @@ def fused_kernel(
     groups,
     end_groups,
     queries,
-    room,
     scale,
     R: tl.constexpr,
     D: tl.constexpr,
@@ -158,10 +120,9 @@ def fused_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
     MASKED: tl.constexpr,
-    WAY: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """dk, dv and dscore of BN keys. `target` gets their part of dq, transposed and added, or what it follows from."""
+    """dk, dv and dscore of BN keys; the gradient of their logits is kept."""
     blocks = tl.cdiv(queries, BN)
     block, bg = heaviest_first(blocks, TOGETHER)
     b = bg // groups
@@ -208,19 +169,10 @@ def fused_kernel(
         grad_score += tl.sum(grad_logits, 1)
         rounded = grad_logits.to(query.dtype)
         grad_key = tl.dot(rounded, query, grad_key)
-        if WAY == "kept":
-            # The square tile of this key block and these queries, [BN, BN]: those of a query's key blocks lie in a row.
-            square = tile * BM // BN
-            place = bg * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2 + block
-            target.store([(place * R + r) * BN, tile * BM % BN], rounded)
-        else:
-            grad_query = tl.dot(tl.trans(key), rounded)
-            if WAY == "reduce":
-                target.atomic_add([row * D, tile * BM], grad_query)
-            else:
-                d = tl.arange(0, DP)
-                at = target + row.to(tl.int64) * D * room + d[:, None] * room + token[None, :]
-                tl.atomic_add(at, grad_query, mask=(d < D)[:, None], sem="relaxed")
+        # The square tile of this key block and these queries, [BN, BN]: those of a query's key blocks lie in a row.
+        square = tile * BM // BN
+        place = bg * (blocks * (blocks + 1) // 2) + square * (square + 1) // 2 + block
+        kept_desc.store([(place * R + r) * BN, tile * BM % BN], rounded)
     d = tl.arange(0, DP)
     stored = present[:, None] & (d < D)[None, :]
     dk_at = dk_ptr + b64 * dk_b + g * dk_g + (key_at * dk_s)[:, None] + d[None, :]
@@ -316,56 +268,48 @@ def fused_backward(
     *,
     scale: float,
     plan: Plan,
+    together: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of queries, keys, values and scores, in half precision, for as many keys as queries."""
+    """The gradients of queries, keys, values and scores, in half precision, for as many keys as queries.
+
+    ``together`` key/value heads have their programs side by side (`heaviest_first`).
+    """
     batch, heads, queries, head_size = query.shape
     groups = key.shape[1]
     R = heads // groups
+    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), torch.empty_like(score)
     query, grad = _fit(query), _fit(grad)
     blocks = triton.cdiv(queries, plan.keys)
     room = blocks * plan.keys
-    grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), torch.empty_like(score)
     rows = torch.empty(2, batch * heads, room, dtype=torch.float32, device=query.device)
-    kept = plan.way == "kept"
-    if kept:
-        # Square tiles below the diagonal.
-        count = batch * groups * blocks * (blocks + 1) // 2 * R
-        parts = torch.empty(count * plan.keys, plan.keys, dtype=query.dtype, device=query.device)
-    else:
-        parts = torch.empty(batch * heads * head_size, room, dtype=torch.float32, device=query.device)
+    # Square tiles up to the diagonal.
+    tiles = batch * heads * blocks * (blocks + 1) // 2
+    kept = torch.empty(tiles * plan.keys, plan.keys, dtype=query.dtype, device=query.device)
     size = {"queries": queries, "D": head_size, "DP": max(16, triton.next_power_of_2(head_size))}
-    shape = {"groups": groups, "end_groups": 1 if end is None else end.shape[1], "R": R, "TOGETHER": plan.together}
+    shape = {"groups": groups, "end_groups": 1 if end is None else end.shape[1], "R": R, "TOGETHER": together}
     shape |= {"MASKED": end is not None, "BN": plan.keys}
-    each = {"heads": heads, "room": room, "BM": plan.rows}
-    pieces = (room // plan.rows, batch * heads)
 
-    delta_kernel[pieces](*(out, grad, lse, rows, parts), *_strides(out, grad), **size, **each, ZERO=not kept)
+    delta_kernel[(room // plan.rows, batch * heads)](
+        *(out, grad, lse, rows), *_strides(out, grad), **size, heads=heads, room=room, BM=plan.rows
+    )
     tile = [1, 1, plan.rows, size["DP"]]
-    target = {
-        "atomic": lambda: parts,
-        "reduce": lambda: TensorDescriptor.from_tensor(parts, [size["DP"], plan.rows]),
-        "kept": lambda: TensorDescriptor.from_tensor(parts, [plan.keys, plan.rows]),
-    }[plan.way]()
     fused_kernel[(blocks * batch * groups,)](
         *(TensorDescriptor.from_tensor(query, tile), key, value, score, end, TensorDescriptor.from_tensor(grad, tile)),
-        *(TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]), target, *grads[1:]),
+        TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]),
+        TensorDescriptor.from_tensor(kept, [plan.keys, plan.rows]),
+        *grads[1:],
         *_strides(key, value, score, *grads[1:]),
         **size,
         **shape,
-        room=room,
         scale=scale,
         BM=plan.rows,
-        WAY=plan.way,
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
-    if not kept:
-        round_kernel[pieces](*(parts, grads[0]), *_strides(grads[0]), **size, **each, scale=scale)
-        return grads
     granules = 0 if reach is None else reach.shape[-1]
     query_rows = min(plan.query_rows, (R & -R) * plan.keys)
     product_kernel[(blocks * (R * plan.keys // query_rows) * batch * groups,)](
-        *(parts, key, end, reach, grads[0]),
+        *(kept, key, end, reach, grads[0]),
         *_strides(key, grads[0]),
         **size,
         **shape,
