@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 from small_doge import DogeConfig, DogeForCausalLM
-from small_doge.trainer.footprint import activation_bytes_per_token, largest_micro_batch, state_bytes
+from small_doge.trainer.footprint import (
+    RESERVE_BYTES,
+    USABLE_SHARE,
+    activation_bytes_per_token,
+    largest_micro_batch,
+    state_bytes,
+)
 
 
 def kept_bytes(config: DogeConfig, rows: int, autocast: bool, length: int = 128) -> int:
@@ -66,6 +73,20 @@ def test_a_larger_card_and_checkpointing_hold_more() -> None:
     assert rows == sorted(rows)
     assert largest_micro_batch(config, 8, checkpointing=True) > rows[1]
     assert largest_micro_batch(DogeConfig.from_size("320M"), 4) == 0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("gibibytes", [10, 80], ids=["an eighth of an H100", "an H100"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["every activation kept", "checkpointing"])
+@pytest.mark.parametrize("size", ["20M", "60M", "160M", "320M"])
+def test_the_fused_backward_of_attention_fits_what_is_kept_free(size: str, checkpointing: bool, gibibytes: int) -> None:
+    from small_doge.ops.dynamic_mask_attention.triton_attention import MOST_KEPT
+
+    config = DogeConfig.from_size(size)
+    rows = largest_micro_batch(config, gibibytes, 2048, checkpointing=checkpointing)
+    kept = rows * config.num_attention_heads * 2048 * 2048
+    room = RESERVE_BYTES + (1 - USABLE_SHARE) * gibibytes * 2**30
+    assert min(kept, MOST_KEPT) < 0.75 * room
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])

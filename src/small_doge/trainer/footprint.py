@@ -9,7 +9,9 @@ from __future__ import annotations
 from small_doge.models.doge.accounting_doge import count_parameters
 from small_doge.models.doge.configuration_doge import DogeConfig
 
-# CUDA's context, the head's chunk of logits, fragmentation: kept free on every card, and a tenth of it besides.
+# CUDA's context, the head's chunk of logits, what one layer's backward pass makes for itself, fragmentation: kept free
+# on every card, and a tenth of it besides. Attention's fused backward keeps B * H * T * T bytes in half precision, at
+# most `triton_attention.MOST_KEPT`, once the head's logits are gone; a test holds it to this room.
 RESERVE_BYTES = 2**30
 USABLE_SHARE = 0.9
 
