@@ -9,7 +9,7 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 | `naive`  | everything, in O(T * S) memory: the definition | any |
 | `sdpa`   | S <= w: the score folded into the head size, torch's fused kernels; limits as a mask | any |
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
-| `triton_causal` | everything, in O(T * S) work and O(T) memory | CUDA, Triton |
+| `triton_causal` | everything, in O(T * S) work and O(T) memory, beside a bounded scratch in backward | CUDA, Triton |
 | `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
 | `flex`   | everything, by FlexAttention: a second opinion | CUDA |
 

@@ -4,10 +4,11 @@ One pass over the blocks of keys finds the gradients of keys, values and scores 
 that of the logits, dS, in half precision, in square tiles. A second kernel multiplies those with the keys, for the
 gradient of the queries: no atomics, the same bits every time. dS takes about B * H * T * T bytes for a while.
 
-The floor is the key pass's four products, and dS written once and read once, the fifth product hidden behind its bytes.
-On an H100 (2026-11-26, bf16, B = 32, H = 4, G = 2, T = 2048, D = 128, n = 3 rounds) the whole takes 0.914 ms (0.913 to
-0.920), of which a profile gives 0.630 to the key pass, 0.225 to the second kernel and 0.049 to `delta_kernel`; the two
-kernels of `triton_backward` take 1.175 ms in the same order of programs, cuDNN's backward, which has no scores, 0.951.
+The floor is the key pass's four products, behind which dS is written, and the reading of dS, behind which the fifth is
+made. At B = 32, H = 4, G = 2, T = 2048, D = 128 that is 275 GFLOP and 0.54 GB: by an H100's data sheet (989 TFLOP/s of
+bf16, 3.35 TB/s) 0.28 + 0.16 = 0.44 ms. Measured on one (2026-11-26, n = 3 rounds): 0.914 ms (0.913 to 0.920), 2.1 times
+the floor; in a profile the key pass 0.630, the second kernel 0.225, `delta_kernel` 0.049. The two kernels of
+`triton_backward` take 1.175 ms there, and cuDNN's backward, which has no scores, 0.951.
 
 Words as in `triton_forward`, but a tile of rows is of one head here, and the R heads of a key/value head take turns.
 Tiles of rows are loaded by the TMA: pointers and masks would cost registers, of which there are none to spare.
