@@ -43,10 +43,12 @@ def upcycle(
     seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
 ) -> None:
     """Grow a mixture of experts out of a dense Doge; its logits are the same until it is trained."""
+    from small_doge.models.doge.conversion import obstacle_for_transformers
     from small_doge.models.doge.folders import upcycle_folder
 
     model = upcycle_folder(dense, out, num_experts, num_experts_per_tok, balance, seed)
     console.print(f"{out}: {_sizes(model.config)}", highlight=False)
+    _warn_of_transformers("doge", obstacle_for_transformers(model.config))
 
 
 def convert(
@@ -55,10 +57,21 @@ def convert(
     to: Annotated[str, typer.Option(help="doge, transformers, older, remote-code or llama.")] = "doge",
 ) -> None:
     """Write a checkpoint in another layout, with the same logits; where that is impossible, say why."""
+    from small_doge.models.doge.conversion import obstacle_for_transformers
     from small_doge.models.doge.folders import TARGETS, convert_folder
 
     model = convert_folder(source, out, to)
     console.print(f"{out}: {TARGETS[to]}; {_sizes(model.config)}", highlight=False)
+    _warn_of_transformers(to, obstacle_for_transformers(model.config))
+
+
+def _warn_of_transformers(to: str, obstacle: str | None) -> None:
+    # transformers has a Doge of its own, and computes something else from such a folder without a word.
+    if obstacle is not None and to != "remote-code":
+        console.print(
+            f"Import small_doge before you load it: transformers' own Doge would read it wrongly: {obstacle}",
+            highlight=False,
+        )
 
 
 def _sizes(config: Any) -> str:

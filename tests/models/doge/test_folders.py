@@ -76,7 +76,8 @@ def test_a_llama_becomes_a_doge_with_its_logits(randomized, tmp_path):
         max_position_embeddings=64,
     )
     llama = randomized(LlamaForCausalLM(config))
-    run("convert", save(llama, tmp_path / "llama"), tmp_path / "doge")
+    told = run("convert", save(llama, tmp_path / "llama"), tmp_path / "doge")
+    assert "transformers' own Doge would read it wrongly: its queries and keys have no norm" in " ".join(told.split())
     doge = AutoModelForCausalLM.from_pretrained(tmp_path / "doge")
     assert type(doge) is DogeForCausalLM
     torch.testing.assert_close(logits(doge), logits(llama), atol=1e-4, rtol=1e-4)
@@ -98,7 +99,7 @@ def test_todays_layout_without_norms_becomes_upstreams_older_one_and_comes_back(
 
 def test_scores_per_query_head_are_shared_for_transformers(saved, tmp_path):
     model, folder = saved("scores_per_query_head", qk_norm=True)
-    run("convert", folder, tmp_path / "out", "--to", "transformers")
+    assert "wrongly" not in run("convert", folder, tmp_path / "out", "--to", "transformers")
     theirs = TheirModel.from_pretrained(tmp_path / "out", attn_implementation="eager")
     torch.testing.assert_close(logits(theirs), logits(model), atol=1e-4, rtol=1e-4)
 
