@@ -33,6 +33,14 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     assert args.learning_rate == 4e-3
 
 
+def test_batches_are_copied_without_waiting_where_their_memory_is_pinned(tmp_path: Path) -> None:
+    for pinned in (True, False):
+        argv = [*recipe(tmp_path, f"dataloader_pin_memory: {pinned}\n")]
+        assert load_recipe(PretrainingArguments, argv).accelerator_config.non_blocking is pinned
+    argv = recipe(tmp_path, "accelerator_config: {non_blocking: false}\n")
+    assert load_recipe(SupervisedArguments, argv).accelerator_config.non_blocking is False
+
+
 def test_names_of_earlier_releases_are_understood(tmp_path: Path) -> None:
     args = load_recipe(PretrainingArguments, recipe(tmp_path, "warmup_ratio: 0.15\nmax_steps: 100\n"))
     assert args.get_warmup_steps(100) == 15

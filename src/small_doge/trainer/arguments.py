@@ -60,6 +60,16 @@ class RecipeArguments:
         "work. TRL's stages do so by default, ours do not.",
     )
     stage: str = option("", "Name shown beside the progress bar.")
+    ddp_broadcast_buffers: bool | None = option(
+        False, "Send the first process's buffers to the others in every step: ours are the same everywhere."
+    )
+
+    def __post_init__(self) -> None:
+        # A copy that is waited for would wait for the step before it as well, and leave the GPU idle between the two.
+        args: Any = self
+        if args.accelerator_config is None:
+            args.accelerator_config = {"non_blocking": args.dataloader_pin_memory}
+        super().__post_init__()  # type: ignore[misc]
 
 
 @dataclass
