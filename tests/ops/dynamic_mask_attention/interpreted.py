@@ -37,6 +37,8 @@ def attention(kernel, heads, groups, queries, keys, window, limits, head_size, d
 
     small = Plan(rows=16, keys=32, warps=4, stages=1, query_rows=64, query_warps=4, query_stages=1)
     triton_attention.choose_plan = lambda *_, **__: small if kernel == "fused" else None
+    tma_tiles = triton_attention.Tiles(rows=32, keys=16, warps=4, stages=1)
+    triton_attention.choose_tma_tiles = lambda *_, **__: tma_tiles if kernel == "tma" else None
 
     def call(query, key, value, score):
         scale = head_size**-0.5

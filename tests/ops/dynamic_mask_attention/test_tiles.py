@@ -78,6 +78,31 @@ def fused_shared_bytes(kernel: str, head_size: int) -> int:
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
+def tma_shared_bytes(masked: bool) -> int:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from small_doge.ops.dynamic_mask_attention import triton_attention
+    from small_doge.ops.dynamic_mask_attention.triton_tma_forward import tma_forward_kernel
+
+    tiles = triton_attention.TMA_TILES[128]
+    constants = {"R": 2, "DP": 128, "BM": tiles.rows, "BN": tiles.keys, "GRANULES": 32, "GRANULE_SIZE": 64}
+    constants |= {"MASKED": masked, "TOGETHER": triton_attention.TOGETHER}
+    rows, keys = (f"tensordesc<bf16[1, 1, {count}, 128]>" for count in (tiles.rows, tiles.keys))
+    types = {"q_desc": rows, "k_desc": keys, "v_desc": keys, "out_desc": rows, "scale": "fp32"}
+    types |= {"score_ptr": "*fp32", "lse_ptr": "*fp32", "end_ptr": "*i32", "reach_ptr": "*i32"}
+    signature, values = {}, {}
+    for position, name in enumerate(tma_forward_kernel.arg_names):
+        if name in constants:
+            signature[name], values[(position,)] = "constexpr", constants[name]
+        else:
+            signature[name] = types.get(name, "i32")
+    source = ASTSource(tma_forward_kernel, signature, values)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
 def pointer_type(name: str, element: int) -> str:
     if name in ("score_ptr", "lse_ptr", "delta_ptr", "dscore_ptr"):
         return "*fp32"
@@ -95,3 +120,8 @@ def test_a_program_fits_a_consumer_card(kernel: str, head_size: int, element: in
 @pytest.mark.parametrize("kernel", ["keys", "queries"])
 def test_the_fused_backward_fits_an_h100(kernel: str, head_size: int) -> None:
     assert fused_shared_bytes(kernel, head_size) <= 227 * 1024
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["every key", "with horizons"])
+def test_the_forward_by_the_tma_fits_an_h100(masked: bool) -> None:
+    assert tma_shared_bytes(masked) <= 227 * 1024

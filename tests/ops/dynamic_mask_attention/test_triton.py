@@ -27,6 +27,10 @@ FAST = {
     "fused, packed and padded, three heads a key head": (
         *("fused", 3, 1, 110, 110, 9, "packed and padded", 24, "float16", "of four values"),
     ),
+    "by the TMA, an odd length": ("tma", 2, 1, 70, 70, 70, "whole", 16, "float16", "random"),
+    "by the TMA, packed and padded, three heads a key head": (
+        *("tma", 3, 1, 45, 45, 9, "packed and padded", 24, "float16", "of four values"),
+    ),
     "the running threshold": ("threshold", 600, 50, "random"),
 }
 SLOW = {
@@ -39,6 +43,9 @@ SLOW = {
     "fused, three key heads, packed": ("fused", 6, 3, 130, 130, 33, "packed", 16, "float16", "of both signs"),
     "fused, falling scores": ("fused", 4, 2, 97, 97, 40, "whole", 16, "float16", "falling"),
     "fused, one head of all": ("fused", 1, 1, 64, 64, 64, "whole", 32, "float16", "constant"),
+    "by the TMA, two key heads, packed": ("tma", 4, 2, 97, 97, 97, "packed", 16, "float16", "of both signs"),
+    "by the TMA, falling scores": ("tma", 4, 2, 130, 130, 40, "whole", 16, "float16", "falling"),
+    "by the TMA, one head of all": ("tma", 1, 1, 64, 64, 64, "whole", 32, "float16", "constant"),
     "the running threshold over many chunks, ties": ("threshold", 1500, 300, "of four values"),
     "the running threshold with a window of one": ("threshold", 300, 1, "rising"),
 }

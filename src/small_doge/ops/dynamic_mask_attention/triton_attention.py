@@ -5,28 +5,20 @@
 Backward takes one of two ways (`choose_plan`), both without atomics: gradients are the same bits every time.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.triton_backward import gather_kernel, key_kernel, query_kernel
-from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, forward_kernel
+from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, Tiles, forward_kernel
 from small_doge.ops.dynamic_mask_attention.triton_fused_backward import Plan, fused_backward
 from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reach_of
+from small_doge.ops.dynamic_mask_attention.triton_tma_forward import tma_forward
 from small_doge.ops.support import shared_memory
 
 LOG2E = 1.4426950408889634
-
-
-class Tiles(NamedTuple):
-    """The shape of one kernel's work: rows and keys of a tile, warps, software-pipelining stages."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
 
 
 TILES: dict[tuple[str, int, int], Tiles] = {
@@ -73,6 +65,10 @@ PLANS = {
 MOST_KEPT = 2 << 30
 """Bytes that the fused backward may keep for a layer, about B * H * T * T; beyond, the two kernels serve, with O(T). A
 micro-batch chosen by `small_doge.trainer.footprint` leaves room for as much."""
+TMA_FORWARD = False
+"""Whether `choose_tma_tiles` may choose: the kernel is compiled for an H100 and not yet timed there."""
+TMA_TILES = {128: Tiles(128, 128, 8, 2)}
+"""The forward's by the TMA, by head size rounded up to a power of two."""
 TOGETHER = 8
 """Key/value heads whose programs run side by side, the longest first (`heaviest_first`); no bits depend on it. At
 B = 32, H = 4, T = 2048, D = 128 on an H100 (2026-11-26, n = 3 rounds) 8 instead of 1 took forward from 0.455 to 0.436
@@ -184,6 +180,10 @@ def _forward(
     scale: float,
     span: int,
 ) -> tuple[Tensor, Tensor]:
+    tma_tiles = choose_tma_tiles(query, key, listed=index is not None)
+    if tma_tiles is not None:
+        with torch.cuda.device_of(query):
+            return tma_forward(query, key, value, score, end, reach, scale=scale, tiles=tma_tiles, together=TOGETHER)
     out = torch.empty_like(query)
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     layout = _layout(query, key, end, reach, index, span)
@@ -239,6 +239,19 @@ def _backward(
             for part, whole in zip(parts, wholes, strict=True):
                 gather_pass(part, slot0, count, whole)
     return grad_query, grad_key, grad_value, grad_score
+
+
+def choose_tma_tiles(query: Tensor, key: Tensor, *, listed: bool) -> Tiles | None:
+    """The rule for the forward: by the TMA with these tiles, or, where it is None, by `forward_kernel`.
+
+    By the TMA where the fused backward's kernels could run too: half precision, heads of 72 to 128 in eights, as many
+    keys as queries and no lists, on GPUs that give a program 200 KiB of shared memory (Hopper).
+    """
+    head_size = query.shape[-1]
+    tiles = TMA_TILES.get(triton.next_power_of_2(head_size)) if TMA_FORWARD else None
+    if tiles is None or listed or query.element_size() != 2 or head_size % 8 or query.shape[2] != key.shape[2]:
+        return None
+    return None if query.is_cuda and shared_memory(query.device) < 200 << 10 else tiles
 
 
 def choose_plan(query: Tensor, key: Tensor, *, listed: bool) -> Plan | None:

@@ -7,6 +7,8 @@ an end (its horizon), and `reach` holds the highest end of every `GRANULE` entri
 Logits are kept in base 2.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -17,6 +19,15 @@ LENGTHS = ("queries", "keys", "span", "spans", "granules", "chunks", "bins", "ke
 """Arguments that change from call to call: a kernel is not compiled again for them."""
 
 LOG2E = tl.constexpr(1.4426950408889634)
+
+
+class Tiles(NamedTuple):
+    """The shape of one kernel's work: rows and keys of a tile, warps, software-pipelining stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
 
 
 @triton.jit

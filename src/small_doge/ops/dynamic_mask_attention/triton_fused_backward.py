@@ -30,6 +30,7 @@ from small_doge.ops.dynamic_mask_attention.triton_forward import (
     heaviest_first,
     load_rows,
 )
+from small_doge.ops.dynamic_mask_attention.triton_tma_forward import fit
 
 
 class Plan(NamedTuple):
@@ -279,7 +280,7 @@ def fused_backward(
     groups = key.shape[1]
     R = heads // groups
     grads = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), torch.empty_like(score)
-    query, grad = _fit(query), _fit(grad)
+    query, grad = fit(query), fit(grad)
     blocks = triton.cdiv(queries, plan.keys)
     room = blocks * plan.keys
     rows = torch.empty(2, batch * heads, room, dtype=torch.float32, device=query.device)
@@ -324,12 +325,6 @@ def fused_backward(
         num_stages=plan.query_stages,
     )
     return grads
-
-
-def _fit(x: Tensor) -> Tensor:
-    """As the TMA can read it: its last dimension contiguous, the rest in steps of 16 bytes."""
-    steps = [x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:3])]
-    return x if all(steps) and not any(step % 16 for step in steps) else x.contiguous()
 
 
 def _strides(*tensors: Tensor) -> list[int]:

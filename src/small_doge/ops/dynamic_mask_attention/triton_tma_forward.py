@@ -1,0 +1,209 @@
+"""The forward for one span without lists and S = T, in half precision, on a GPU with a TMA (Hopper).
+
+A tile of rows is of one head, and looks at its keys from the diagonal down. Tiles of queries, keys, values and outputs
+go by the TMA. The product of the queries with the next keys is left running while the softmax of these goes on: it is
+carried from turn to turn, and a turn's values are multiplied at the start of the next, which is where both are waited
+for. Triton keeps a product running only if nothing in its own turn reads it; ptxas only if the registers it is written
+to are free by then, so the logits are made before it starts.
+
+Words as in `triton_forward`.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import pad
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, LENGTHS, Tiles, first_alive, heaviest_first
+
+LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _attend(
+    weighted,
+    total,
+    top,
+    weights,
+    product,
+    query,
+    position,
+    k_desc,
+    v_desc,
+    score_ptr,
+    end_ptr,
+    b,
+    g,
+    scale,
+    last,
+    start,
+    stop,
+    DP: tl.constexpr,
+    BN: tl.constexpr,
+    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+):
+    """One online softmax over the blocks last - start * BN down to, without it, last - stop * BN.
+
+    `product` is that of the queries with the block to come, `weights` those of the block before.
+    """
+    for turn in range(start, stop):
+        at = last - turn * BN
+        key_at = at + tl.arange(0, BN)
+        score = tl.load(score_ptr + key_at)
+        value = v_desc.load([b, g, tl.minimum(at + BN, last), 0]).reshape(BN, DP)
+        weighted = tl.dot(weights.to(value.dtype), value, weighted)
+        logits = product * scale + score[None, :]
+        if MASKED:
+            end = tl.load(end_ptr + key_at)
+            logits = tl.where(position[:, None] < end[None, :], logits, float("-inf"))
+        if CAUSAL:
+            logits = tl.where(position[:, None] >= key_at[None, :], logits, float("-inf"))
+        # After the last block, one that nobody reads.
+        key = k_desc.load([b, g, at - BN, 0]).reshape(BN, DP)
+        product = tl.dot(query, tl.trans(key))
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        weights = tl.exp2(logits - new_top[:, None])
+        fade = tl.exp2(top - new_top)
+        total = total * fade + tl.sum(weights, 1)
+        weighted = weighted * fade[:, None]
+        top = new_top
+    return weighted, total, top, weights, product
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def tma_forward_kernel(
+    q_desc,
+    k_desc,
+    v_desc,
+    score_ptr,
+    end_ptr,
+    reach_ptr,
+    out_desc,
+    lse_ptr,
+    groups,
+    end_groups,
+    queries,
+    room,
+    granules,
+    scale,
+    R: tl.constexpr,
+    DP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    GRANULES: tl.constexpr,
+    GRANULE_SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):
+    """One program: BM queries of one head. `scale` and scores are in base 2; so is the log-sum-exp it writes."""
+    tiles = tl.cdiv(queries, BM)
+    place, bg = heaviest_first(tiles * R, TOGETHER)
+    # The last rows look at the most keys.
+    first = (tiles - 1 - place // R) * BM
+    b = bg // groups
+    g = bg - b * groups
+    head = g * R + place % R
+    position = first + tl.arange(0, BM)
+    score_ptr += bg * room
+    start = 0
+    if MASKED:
+        entries = b * end_groups + g % end_groups
+        end_ptr += entries * room
+        start = first_alive(reach_ptr + entries * granules, granules, first, GRANULES, GRANULE_SIZE, BN)
+    last = (tl.minimum(first + BM, queries) - 1) // BN * BN
+    blocks = tl.maximum(0, (last - start) // BN + 1)
+    # Those that are later than some query.
+    late = tl.minimum(blocks, (last - first) // BN + 1)
+
+    query = q_desc.load([b, head, first, 0]).reshape(BM, DP)
+    product = tl.dot(query, tl.trans(k_desc.load([b, g, last, 0]).reshape(BN, DP)))
+    # Nothing yet: the first turn multiplies values with these zeros.
+    weights = tl.zeros([BM, BN], dtype=tl.float32)
+    weighted = tl.zeros([BM, DP], dtype=tl.float32)
+    total = tl.zeros([BM], dtype=tl.float32)
+    # Finite, so that a row which has seen nothing yet never computes inf - inf.
+    top = tl.full([BM], -1.0e30, dtype=tl.float32)
+    weighted, total, top, weights, product = _attend(
+        weighted, total, top, weights, product, query, position, k_desc, v_desc, score_ptr, end_ptr, b, g, scale,
+        last, 0, late, DP, BN, MASKED, True,
+    )  # fmt: skip
+    weighted, total, top, weights, product = _attend(
+        weighted, total, top, weights, product, query, position, k_desc, v_desc, score_ptr, end_ptr, b, g, scale,
+        last, late, blocks, DP, BN, MASKED, False,
+    )  # fmt: skip
+    value = v_desc.load([b, g, tl.minimum(last - (blocks - 1) * BN, last), 0]).reshape(BN, DP)
+    weighted = tl.dot(weights.to(value.dtype), value, weighted)
+    seen = total > 0.0
+    weighted = weighted / tl.where(seen, total, 1.0)[:, None]
+    # +inf where nothing was seen: the backward weights exp2(logit - inf) are then 0.
+    lse = tl.where(seen, top + tl.log2(total), float("inf"))
+    out_desc.store([b, head, first, 0], weighted.to(out_desc.dtype).reshape(1, 1, BM, DP))
+    lse_ptr += (bg.to(tl.int64) * R + place % R) * queries
+    tl.store(lse_ptr + position, lse, mask=position < queries)
+
+
+def tma_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score: Tensor,
+    end: Tensor | None,
+    reach: Tensor | None,
+    *,
+    scale: float,
+    tiles: Tiles,
+    together: int,
+) -> tuple[Tensor, Tensor]:
+    """The outputs, as the queries lie in memory, and their log-sum-exp in base 2, [B, H, T].
+
+    ``together`` key/value heads have their programs side by side (`heaviest_first`).
+    """
+    batch, heads, queries, head_size = query.shape
+    groups = key.shape[1]
+    out = torch.empty_like(query)
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    row_tile = [1, 1, tiles.rows, max(16, triton.next_power_of_2(head_size))]
+    key_tile = [1, 1, tiles.keys, row_tile[-1]]
+    # A block of keys is read whole: what nobody wrote is later than every query.
+    room = triton.cdiv(queries, tiles.keys) * tiles.keys
+    scores = torch.empty(batch, groups, room, dtype=torch.float32, device=query.device)
+    torch.mul(score, LOG2E, out=scores[..., :queries])
+    if end is not None and room > queries:
+        end = pad(end, (0, room - queries))
+    granules = 0 if reach is None else reach.shape[-1]
+    tma_forward_kernel[(triton.cdiv(queries, tiles.rows) * batch * heads,)](
+        TensorDescriptor.from_tensor(fit(query), row_tile),
+        TensorDescriptor.from_tensor(fit(key), key_tile),
+        TensorDescriptor.from_tensor(fit(value), key_tile),
+        scores,
+        end,
+        reach,
+        TensorDescriptor.from_tensor(out, row_tile),
+        lse,
+        groups=groups,
+        end_groups=1 if end is None else end.shape[1],
+        queries=queries,
+        room=room,
+        granules=granules,
+        scale=scale * LOG2E,
+        R=heads // groups,
+        DP=row_tile[-1],
+        BM=tiles.rows,
+        BN=tiles.keys,
+        GRANULES=triton.next_power_of_2(max(granules, 1)),
+        GRANULE_SIZE=GRANULE,
+        MASKED=end is not None,
+        TOGETHER=together,
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+    return out, lse
+
+
+def fit(x: Tensor) -> Tensor:
+    """As the TMA can read it: its last dimension contiguous, the rest in steps of 16 bytes."""
+    steps = [x.data_ptr(), *(stride * x.element_size() for stride in x.stride()[:3])]
+    return x if all(steps) and not any(step % 16 for step in steps) else x.contiguous()
