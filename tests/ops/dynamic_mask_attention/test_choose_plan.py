@@ -46,10 +46,7 @@ def choose_tma(attention, queries=64, keys=64, head_size=128, dtype=torch.bfloat
     return attention.choose_tma_tiles(query, key, listed=listed)
 
 
-def test_half_precision_with_as_many_keys_as_queries_goes_by_the_tma(attention, monkeypatch):
-    monkeypatch.setattr(attention, "TMA_FORWARD", False)
-    assert choose_tma(attention) is None
-    monkeypatch.setattr(attention, "TMA_FORWARD", True)
+def test_half_precision_with_as_many_keys_as_queries_goes_by_the_tma(attention):
     assert choose_tma(attention) == attention.TMA_TILES[128]
     assert choose_tma(attention, head_size=96, dtype=torch.float16) == attention.TMA_TILES[128]
 
@@ -59,6 +56,5 @@ def test_half_precision_with_as_many_keys_as_queries_goes_by_the_tma(attention, 
     [{"listed": True}, {"dtype": torch.float32}, {"queries": 63}, {"head_size": 64}, {"head_size": 76}],
     ids=["lists", "fp32", "a chunk after a cache", "heads of 64", "rows that the TMA cannot read"],
 )
-def test_the_rest_goes_by_pointers(attention, monkeypatch, case):
-    monkeypatch.setattr(attention, "TMA_FORWARD", True)
+def test_the_rest_goes_by_pointers(attention, case):
     assert choose_tma(attention, **case) is None

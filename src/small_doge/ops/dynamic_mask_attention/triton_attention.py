@@ -2,7 +2,8 @@
 
 `causal`: every key up to the query is looked at, with or without horizons: O(T * S) work; for S up to about 2w.
 `sparse`: each span of queries looks at its list of at most w + C keys: O(T * w) work and O(T) memory.
-Backward takes one of two ways (`choose_plan`), both without atomics: gradients are the same bits every time.
+Forward takes one of two kernels (`choose_tma_tiles`) and backward one of two ways (`choose_plan`), all without atomics:
+outputs and gradients are the same bits every time.
 """
 
 from typing import Any
@@ -65,10 +66,10 @@ PLANS = {
 MOST_KEPT = 2 << 30
 """Bytes that the fused backward may keep for a layer, about B * H * T * T; beyond, the two kernels serve, with O(T). A
 micro-batch chosen by `small_doge.trainer.footprint` leaves room for as much."""
-TMA_FORWARD = False
-"""Whether `choose_tma_tiles` may choose: the kernel is compiled for an H100 and not yet timed there."""
-TMA_TILES = {128: Tiles(128, 128, 8, 2)}
-"""The forward's by the TMA, by head size rounded up to a power of two."""
+TMA_TILES = {128: Tiles(64, 64, 4, 2)}
+"""The forward's by the TMA, by head size rounded up to a power of two. On an H200 (2026-11-26, medians of 3 rounds,
+bf16, T = 2048) it took 0.378 ms where `forward_kernel` took 0.448 at Doge-20M's shape with B = 64, 0.573 for 0.665 at the
+160M's with 32, 0.386 for 0.442 at the 320M's with 16; cuDNN's, which has no scores, 0.267, 0.385 and 0.267."""
 TOGETHER = 8
 """Key/value heads whose programs run side by side, the longest first (`heaviest_first`); no bits depend on it. At
 B = 32, H = 4, T = 2048, D = 128 on an H100 (2026-11-26, n = 3 rounds) 8 instead of 1 took forward from 0.455 to 0.436
@@ -248,7 +249,7 @@ def choose_tma_tiles(query: Tensor, key: Tensor, *, listed: bool) -> Tiles | Non
     keys as queries and no lists, on GPUs that give a program 200 KiB of shared memory (Hopper).
     """
     head_size = query.shape[-1]
-    tiles = TMA_TILES.get(triton.next_power_of_2(head_size)) if TMA_FORWARD else None
+    tiles = TMA_TILES.get(triton.next_power_of_2(head_size))
     if tiles is None or listed or query.element_size() != 2 or head_size % 8 or query.shape[2] != key.shape[2]:
         return None
     return None if query.is_cuda and shared_memory(query.device) < 200 << 10 else tiles
