@@ -68,8 +68,8 @@ MOST_KEPT = 2 << 30
 micro-batch chosen by `small_doge.trainer.footprint` leaves room for as much."""
 TMA_TILES = {128: Tiles(64, 64, 4, 2)}
 """The forward's by the TMA, by head size rounded up to a power of two. On an H200 (2026-11-26, medians of 3 rounds,
-bf16, T = 2048) it took 0.378 ms where `forward_kernel` took 0.448 at Doge-20M's shape with B = 64, 0.573 for 0.665 at the
-160M's with 32, 0.386 for 0.442 at the 320M's with 16; cuDNN's, which has no scores, 0.267, 0.385 and 0.267."""
+bf16, T = 2048) it took 0.378 ms, and `forward_kernel` 0.448, at Doge-20M's shape with B = 64; 0.573 and 0.665 at the
+160M's with 32, 0.386 and 0.442 at the 320M's with 16; cuDNN's, which has no scores, 0.267, 0.385 and 0.267."""
 TOGETHER = 8
 """Key/value heads whose programs run side by side, the longest first (`heaviest_first`); no bits depend on it. At
 B = 32, H = 4, T = 2048, D = 128 on an H100 (2026-11-26, n = 3 rounds) 8 instead of 1 took forward from 0.455 to 0.436
