@@ -13,6 +13,7 @@ from transformers.models.doge.configuration_doge import DogeConfig as TheirConfi
 from transformers.models.doge.modeling_doge import DogeForCausalLM as TheirModel
 
 from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.ops.dynamic_mask_attention import naive
 
 SIZES = ("20M", "60M", "160M", "320M")
 
@@ -57,11 +58,16 @@ def test_theirs_saved_then_read_by_us(size, randomized, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("window", [48, 96], ids=lambda w: "masked" if w < 96 else "unmasked")
 @pytest.mark.parametrize("size", SIZES)
-def test_the_full_sizes(size, randomized, tmp_path):
-    ours = randomized(DogeForCausalLM(DogeConfig.from_size(size, keep_window_size=48))).eval()
+def test_the_full_sizes(size, window, randomized, tmp_path, monkeypatch):
+    """Among so many layers some scores are equal once rounded, and there transformers goes by the bits we drop."""
+    monkeypatch.setattr(naive, "round_score", lambda score: score)
+    ours = randomized(DogeForCausalLM(DogeConfig.from_size(size, keep_window_size=window))).eval()
     ours.save_pretrained(tmp_path)
-    assert largest_difference(ours, theirs_from(tmp_path), distinct_tokens(32768, 1, 96)) < 1e-4
+    ours.set_attn_implementation("eager")
+    theirs = theirs_from(tmp_path).double()
+    assert largest_difference(ours.double(), theirs, distinct_tokens(32768, 1, 96)) < 1e-4
 
 
 @pytest.mark.parametrize(
