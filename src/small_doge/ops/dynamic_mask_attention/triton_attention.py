@@ -13,14 +13,11 @@ import triton
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.triton_backward import gather_kernel, key_kernel, query_kernel
-from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, Tiles, forward_kernel
+from small_doge.ops.dynamic_mask_attention.triton_forward import LOG2E, Tiles, forward_kernel, granules, strides
 from small_doge.ops.dynamic_mask_attention.triton_fused_backward import Plan, fused_backward
 from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reach_of
 from small_doge.ops.dynamic_mask_attention.triton_tma_forward import tma_forward
 from small_doge.ops.support import shared_memory
-
-LOG2E = 1.4426950408889634
-
 
 TILES: dict[tuple[str, int, int], Tiles] = {
     # (kernel, head size rounded up to a power of two, bytes of an element)
@@ -151,11 +148,6 @@ def _layout(
     }
 
 
-def _granules(reach: Tensor | None) -> dict[str, int]:
-    count = 0 if reach is None else reach.shape[-1]
-    return {"granules": count, "GRANULES": triton.next_power_of_2(max(count, 1)), "GRANULE_SIZE": GRANULE}
-
-
 def _tiles(kernel: str, query: Tensor) -> Tiles:
     table = SMALL_TILES if query.is_cuda and shared_memory(query.device) < 200 << 10 else TILES
     return table[kernel, max(64, triton.next_power_of_2(query.shape[-1])), query.element_size()]
@@ -192,10 +184,10 @@ def _forward(
     with torch.cuda.device_of(query):
         forward_kernel[(_row_tiles(layout, tiles.rows) * key.shape[0] * key.shape[1],)](
             *(query, key, value, score, end, reach, index, seen, out, lse),
-            *_strides(query, key, value, score, out),
+            *strides(query, key, value, score, out),
             **layout,
-            **_granules(reach),
-            scale=scale * LOG2E,
+            **granules(reach),
+            scale=scale * LOG2E.value,
             **_meta(tiles),
         )
     return out, lse
@@ -284,9 +276,9 @@ def query_pass(layout, query, key, value, score, end, reach, index, seen, out, g
     rows = key.shape[0] * key.shape[1]
     query_kernel[(_row_tiles(layout, tiles.rows) * rows,)](
         *(query, key, value, score, end, reach, index, seen, out, grad, lse, delta, grad_query),
-        *_strides(query, key, value, score, out, grad, grad_query),
+        *strides(query, key, value, score, out, grad, grad_query),
         **layout,
-        **_granules(reach),
+        **granules(reach),
         scale=scale,
         **_meta(tiles),
     )
@@ -299,7 +291,7 @@ def key_pass(layout, query, key, value, score, end, index, seen, slot, grad, lse
     whole_tiles = layout["queries"] % layout["span"] == 0 and layout["span"] * layout["R"] % tiles.rows == 0
     key_kernel[(layout["spans"] * triton.cdiv(layout["length"], tiles.keys) * rows,)](
         *(query, key, value, score, end, index, seen, slot, grad, lse, delta, *parts),
-        *_strides(query, key, value, score, grad, *parts),
+        *strides(query, key, value, score, grad, *parts),
         **layout,
         scale=scale,
         EVEN=whole_tiles,
@@ -323,11 +315,6 @@ def _slots(key: Tensor, slots: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, groups, _, head_size = key.shape
     part = torch.empty(2, batch, groups, slots, head_size, dtype=torch.float32, device=key.device)
     return part[0], part[1], torch.empty(batch, groups, slots, dtype=torch.float32, device=key.device)
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    """Of batch, head and position."""
-    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
 
 
 def _meta(tiles: Tiles) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 GRANULE = 64
 """Entries whose highest end `reach` keeps."""
@@ -28,6 +29,17 @@ class Tiles(NamedTuple):
     keys: int
     warps: int
     stages: int
+
+
+def strides(*tensors: Tensor) -> list[int]:
+    """Of batch, head and position: what a kernel is told of how each tensor lies."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:3]]
+
+
+def granules(reach: Tensor | None) -> dict[str, int]:
+    """What a kernel is told of `reach`."""
+    count = 0 if reach is None else reach.shape[-1]
+    return {"granules": count, "GRANULES": triton.next_power_of_2(max(count, 1)), "GRANULE_SIZE": GRANULE}
 
 
 @triton.jit

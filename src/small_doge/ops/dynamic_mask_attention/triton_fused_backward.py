@@ -23,12 +23,13 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from small_doge.ops.dynamic_mask_attention.triton_forward import (
-    GRANULE,
     LENGTHS,
     LOG2E,
     first_alive,
+    granules,
     heaviest_first,
     load_rows,
+    strides,
 )
 from small_doge.ops.dynamic_mask_attention.triton_tma_forward import fit
 
@@ -292,7 +293,7 @@ def fused_backward(
     shape |= {"MASKED": end is not None, "BN": plan.keys}
 
     delta_kernel[(room // plan.rows, batch * heads)](
-        *(out, grad, lse, rows), *_strides(out, grad), **size, heads=heads, room=room, BM=plan.rows
+        *(out, grad, lse, rows), *strides(out, grad), **size, heads=heads, room=room, BM=plan.rows
     )
     tile = [1, 1, plan.rows, size["DP"]]
     fused_kernel[(blocks * batch * groups,)](
@@ -300,7 +301,7 @@ def fused_backward(
         TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]),
         TensorDescriptor.from_tensor(kept, [plan.keys, plan.rows]),
         *grads[1:],
-        *_strides(key, value, score, *grads[1:]),
+        *strides(key, value, score, *grads[1:]),
         **size,
         **shape,
         scale=scale,
@@ -308,25 +309,17 @@ def fused_backward(
         num_warps=plan.warps,
         num_stages=plan.stages,
     )
-    granules = 0 if reach is None else reach.shape[-1]
     query_rows = min(plan.query_rows, (R & -R) * plan.keys)
     product_kernel[(blocks * (R * plan.keys // query_rows) * batch * groups,)](
         *(kept, key, end, reach, grads[0]),
-        *_strides(key, grads[0]),
+        *strides(key, grads[0]),
         **size,
         **shape,
         scale=scale,
-        granules=granules,
-        GRANULES=triton.next_power_of_2(max(granules, 1)),
-        GRANULE_SIZE=GRANULE,
+        **granules(reach),
         BM=query_rows,
         EVEN=queries % plan.keys == 0,
         num_warps=plan.query_warps,
         num_stages=plan.query_stages,
     )
     return grads
-
-
-def _strides(*tensors: Tensor) -> list[int]:
-    """Of batch, head and position."""
-    return [stride for tensor in tensors for stride in tensor.stride()[:3]]

@@ -16,9 +16,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from small_doge.ops.dynamic_mask_attention.triton_forward import GRANULE, LENGTHS, Tiles, first_alive, heaviest_first
-
-LOG2E = 1.4426950408889634
+from small_doge.ops.dynamic_mask_attention.triton_forward import (
+    LENGTHS,
+    LOG2E,
+    Tiles,
+    first_alive,
+    granules,
+    heaviest_first,
+)
 
 
 @triton.jit
@@ -170,10 +175,9 @@ def tma_forward(
     # A block of keys is read whole: what nobody wrote is later than every query.
     room = triton.cdiv(queries, tiles.keys) * tiles.keys
     scores = torch.empty(batch, groups, room, dtype=torch.float32, device=query.device)
-    torch.mul(score, LOG2E, out=scores[..., :queries])
+    torch.mul(score, LOG2E.value, out=scores[..., :queries])
     if end is not None and room > queries:
         end = pad(end, (0, room - queries))
-    granules = 0 if reach is None else reach.shape[-1]
     tma_forward_kernel[(triton.cdiv(queries, tiles.rows) * batch * heads,)](
         TensorDescriptor.from_tensor(fit(query), row_tile),
         TensorDescriptor.from_tensor(fit(key), key_tile),
@@ -187,14 +191,12 @@ def tma_forward(
         end_groups=1 if end is None else end.shape[1],
         queries=queries,
         room=room,
-        granules=granules,
-        scale=scale * LOG2E,
+        scale=scale * LOG2E.value,
         R=heads // groups,
         DP=row_tile[-1],
         BM=tiles.rows,
         BN=tiles.keys,
-        GRANULES=triton.next_power_of_2(max(granules, 1)),
-        GRANULE_SIZE=GRANULE,
+        **granules(reach),
         MASKED=end is not None,
         TOGETHER=together,
         num_warps=tiles.warps,
