@@ -61,6 +61,7 @@ def check_head() -> dict[str, float]:
 
 
 MIXTURE = {"is_moe": True, "num_experts": 1024, "num_experts_per_tok": 16}
+BALANCED = MIXTURE | {"output_router_logits": True}
 
 
 def our_step(size: str, batch: int, **fields: Any) -> Callable[[], None]:
@@ -108,6 +109,7 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
     makers: dict[str, tuple[Callable[[], Callable[[], None]], int]] = {"ours": (lambda: our_step(size, batch), batch)}
     if args.mixture:
         makers["ours, 1024 experts, 16 a token"] = (lambda: our_step(size, batch, **MIXTURE), batch)
+        makers["ours, the experts balanced"] = (lambda: our_step(size, batch, **BALANCED), batch)
     if args.baseline:
         for name, maker in baseline_steps(args.baseline, size, batch, size in args.prototype).items():
             makers[name] = (maker, min(batch, 8) if name.startswith("transformers") else batch)
@@ -185,7 +187,9 @@ def main() -> None:
     parser.add_argument(
         "--prototype", nargs="*", default=["20M"], help="sizes whose prototype is timed (slow to compile)"
     )
-    parser.add_argument("--mixture", action="store_true", help="also time a mixture of the size")
+    parser.add_argument(
+        "--mixture", action="store_true", help="also time a mixture of the size, with and without its loss"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="steps in a round")
     parser.add_argument("--profile", action="store_true")

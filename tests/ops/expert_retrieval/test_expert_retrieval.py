@@ -1,5 +1,12 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +62,16 @@ def test_the_best_sums_come_first_and_belong_to_their_experts():
 def test_all_experts_can_be_asked_for():
     _, index = search_experts(scores("random", 4), 16)
     assert (index.sort(1).values == torch.arange(16)).all()
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_finds_them_and_their_gradients_in_the_interpreter():
+    script = Path(__file__).with_name("interpreted.py")
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    different = json.loads(done.stdout.splitlines()[-1])
+    assert len(different) == 13 and not any(different.values()), different
 
 
 @pytest.mark.parametrize("top_k", [0, 26])

@@ -1,0 +1,59 @@
+"""Runs the search for experts in Triton's interpreter, on a CPU; prints what differs from the definition as JSON.
+
+A process of its own, because the interpreter must be chosen before Triton is imported.
+"""
+
+import json
+
+# isort: off
+import triton_interpreter  # first: it chooses the interpreter
+# isort: on
+
+import torch
+
+from small_doge.ops.expert_retrieval import naive_search
+from small_doge.ops.expert_retrieval.triton_search import triton_search
+
+
+def scores(kind: str, keys: int, tokens: int) -> torch.Tensor:
+    if kind == "random":
+        return torch.randn(2, tokens, keys)
+    if kind == "few values, so that sums tie":
+        return torch.randint(-2, 3, (2, tokens, keys)).float()
+    # The small half disappears in the sum, which then ties where the halves do not.
+    tiny = 1e-9 * torch.randn(2, tokens, keys)
+    tiny[1] = torch.randint(1, 3, (tokens, keys))
+    return tiny
+
+
+def differences(given: torch.Tensor, top_k: int) -> list[str]:
+    given.requires_grad_()
+    found = triton_search(given, top_k)
+    expected = naive_search(given, top_k)
+    weight = torch.randn_like(expected[0])
+    grads = [torch.autograd.grad(best, given, weight)[0] for best, _ in (found, expected)]
+    same = {
+        "scores": torch.equal(found[0], expected[0]),
+        "experts": torch.equal(found[1], expected[1]),
+        "gradient": torch.allclose(*grads, rtol=1e-6, atol=1e-6),
+    }
+    return [name for name, equal in same.items() if not equal]
+
+
+def main() -> None:
+    triton_interpreter.prepare()
+    torch.manual_seed(0)
+    cases = {}
+    for keys, top_k, tokens in ((5, 1, 3), (5, 25, 4), (32, 16, 9), (128, 32, 1)):
+        for kind in ("random", "few values, so that sums tie", "sums that tie by rounding"):
+            # As a router's product gives them: a token's halves side by side.
+            given = scores(kind, keys, tokens).transpose(0, 1).contiguous().transpose(0, 1)
+            cases[f"{top_k} of {keys} x {keys}, {kind}"] = differences(given, top_k)
+    broken = torch.full((2, 3, 5), float("nan"))
+    best, index = triton_search(broken, 4)
+    cases["scores that are not numbers"] = [] if best.isinf().all() and (index < 25).all() else ["experts"]
+    print(json.dumps(cases))
+
+
+if __name__ == "__main__":
+    main()
