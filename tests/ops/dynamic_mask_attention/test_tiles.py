@@ -91,7 +91,12 @@ def tma_shared_bytes(masked: bool) -> int:
     constants |= {"MASKED": masked, "TOGETHER": triton_attention.TOGETHER}
     rows, keys = (f"tensordesc<bf16[1, 1, {count}, 128]>" for count in (tiles.rows, tiles.keys))
     types = {"q_desc": rows, "k_desc": keys, "v_desc": keys, "out_desc": rows, "scale": "fp32"}
-    types |= {"score_ptr": "*fp32", "lse_ptr": "*fp32", "end_ptr": "*i32", "reach_ptr": "*i32"}
+    types |= {
+        "score_desc": f"tensordesc<fp32[1, {tiles.keys}]>",
+        "lse_ptr": "*fp32",
+        "end_ptr": "*i32",
+        "reach_ptr": "*i32",
+    }
     signature, values = {}, {}
     for position, name in enumerate(tma_forward_kernel.arg_names):
         if name in constants:

@@ -63,7 +63,7 @@ PLANS = {
 MOST_KEPT = 2 << 30
 """Bytes that the fused backward may keep for a layer, about B * H * T * T; beyond, the two kernels serve, with O(T). A
 micro-batch chosen by `small_doge.trainer.footprint` leaves room for as much."""
-TMA_TILES = {128: Tiles(64, 64, 4, 2)}
+TMA_TILES = {128: Tiles(128, 64, 4, 2)}
 """The forward's by the TMA, by head size rounded up to a power of two. On an H200 (2026-11-26, medians of 3 rounds,
 bf16, T = 2048) it took 0.378 ms, and `forward_kernel` 0.448, at Doge-20M's shape with B = 64; 0.573 and 0.665 at the
 160M's with 32, 0.386 and 0.442 at the 320M's with 16; cuDNN's, which has no scores, 0.267, 0.385 and 0.267."""

@@ -1,10 +1,8 @@
 """The forward for one span without lists and S = T, in half precision, on a GPU with a TMA (Hopper).
 
-A tile of rows is of one head, and looks at its keys from the diagonal down. Tiles of queries, keys, values and outputs
-go by the TMA. The product of the queries with the next keys is left running while the softmax of these goes on: it is
-carried from turn to turn, and a turn's values are multiplied at the start of the next, which is where both are waited
-for. Triton keeps a product running only if nothing in its own turn reads it; ptxas only if the registers it is written
-to are free by then, so the logits are made before it starts.
+A tile of rows is of one head, and looks at its keys from the diagonal down. Tiles of queries, keys, scores, values and
+outputs go by the TMA. Each product is waited for: two programs share a multiprocessor, and one multiplies under the
+other's softmax.
 
 Words as in `triton_forward`.
 """
@@ -26,64 +24,12 @@ from small_doge.ops.dynamic_mask_attention.triton_forward import (
 )
 
 
-@triton.jit
-def _attend(
-    weighted,
-    total,
-    top,
-    weights,
-    product,
-    query,
-    position,
-    k_desc,
-    v_desc,
-    score_ptr,
-    end_ptr,
-    b,
-    g,
-    scale,
-    last,
-    start,
-    stop,
-    DP: tl.constexpr,
-    BN: tl.constexpr,
-    MASKED: tl.constexpr,
-    CAUSAL: tl.constexpr,
-):
-    """One online softmax over the blocks last - start * BN down to, without it, last - stop * BN.
-
-    `product` is that of the queries with the block to come, `weights` those of the block before.
-    """
-    for turn in range(start, stop):
-        at = last - turn * BN
-        key_at = at + tl.arange(0, BN)
-        score = tl.load(score_ptr + key_at)
-        value = v_desc.load([b, g, tl.minimum(at + BN, last), 0]).reshape(BN, DP)
-        weighted = tl.dot(weights.to(value.dtype), value, weighted)
-        logits = product * scale + score[None, :]
-        if MASKED:
-            end = tl.load(end_ptr + key_at)
-            logits = tl.where(position[:, None] < end[None, :], logits, float("-inf"))
-        if CAUSAL:
-            logits = tl.where(position[:, None] >= key_at[None, :], logits, float("-inf"))
-        # After the last block, one that nobody reads.
-        key = k_desc.load([b, g, at - BN, 0]).reshape(BN, DP)
-        product = tl.dot(query, tl.trans(key))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        weights = tl.exp2(logits - new_top[:, None])
-        fade = tl.exp2(top - new_top)
-        total = total * fade + tl.sum(weights, 1)
-        weighted = weighted * fade[:, None]
-        top = new_top
-    return weighted, total, top, weights, product
-
-
 @triton.jit(do_not_specialize=LENGTHS)
 def tma_forward_kernel(
     q_desc,
     k_desc,
     v_desc,
-    score_ptr,
+    score_desc,
     end_ptr,
     reach_ptr,
     out_desc,
@@ -112,7 +58,6 @@ def tma_forward_kernel(
     g = bg - b * groups
     head = g * R + place % R
     position = first + tl.arange(0, BM)
-    score_ptr += bg * room
     start = 0
     if MASKED:
         entries = b * end_groups + g % end_groups
@@ -120,27 +65,32 @@ def tma_forward_kernel(
         start = first_alive(reach_ptr + entries * granules, granules, first, GRANULES, GRANULE_SIZE, BN)
     last = (tl.minimum(first + BM, queries) - 1) // BN * BN
     blocks = tl.maximum(0, (last - start) // BN + 1)
-    # Those that are later than some query.
-    late = tl.minimum(blocks, (last - first) // BN + 1)
 
     query = q_desc.load([b, head, first, 0]).reshape(BM, DP)
-    product = tl.dot(query, tl.trans(k_desc.load([b, g, last, 0]).reshape(BN, DP)))
-    # Nothing yet: the first turn multiplies values with these zeros.
-    weights = tl.zeros([BM, BN], dtype=tl.float32)
     weighted = tl.zeros([BM, DP], dtype=tl.float32)
     total = tl.zeros([BM], dtype=tl.float32)
     # Finite, so that a row which has seen nothing yet never computes inf - inf.
     top = tl.full([BM], -1.0e30, dtype=tl.float32)
-    weighted, total, top, weights, product = _attend(
-        weighted, total, top, weights, product, query, position, k_desc, v_desc, score_ptr, end_ptr, b, g, scale,
-        last, 0, late, DP, BN, MASKED, True,
-    )  # fmt: skip
-    weighted, total, top, weights, product = _attend(
-        weighted, total, top, weights, product, query, position, k_desc, v_desc, score_ptr, end_ptr, b, g, scale,
-        last, late, blocks, DP, BN, MASKED, False,
-    )  # fmt: skip
-    value = v_desc.load([b, g, tl.minimum(last - (blocks - 1) * BN, last), 0]).reshape(BN, DP)
-    weighted = tl.dot(weights.to(value.dtype), value, weighted)
+    for turn in range(0, blocks):
+        at = last - turn * BN
+        key_at = at + tl.arange(0, BN)
+        key = k_desc.load([b, g, at, 0]).reshape(BN, DP)
+        score = score_desc.load([bg, at]).reshape(BN)
+        logits = tl.dot(query, tl.trans(key)) * scale + score[None, :]
+        if MASKED:
+            end = tl.load(end_ptr + key_at)
+            logits = tl.where(position[:, None] < end[None, :], logits, float("-inf"))
+        # Some keys are later than some query.
+        if at + BN > first:
+            logits = tl.where(position[:, None] >= key_at[None, :], logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, 1))
+        weights = tl.exp2(logits - new_top[:, None])
+        fade = tl.exp2(top - new_top)
+        value = v_desc.load([b, g, at, 0]).reshape(BN, DP)
+        weighted = weighted * fade[:, None]
+        weighted = tl.dot(weights.to(value.dtype), value, weighted)
+        total = total * fade + tl.sum(weights, 1)
+        top = new_top
     seen = total > 0.0
     weighted = weighted / tl.where(seen, total, 1.0)[:, None]
     # +inf where nothing was seen: the backward weights exp2(logit - inf) are then 0.
@@ -182,7 +132,7 @@ def tma_forward(
         TensorDescriptor.from_tensor(fit(query), row_tile),
         TensorDescriptor.from_tensor(fit(key), key_tile),
         TensorDescriptor.from_tensor(fit(value), key_tile),
-        scores,
+        TensorDescriptor.from_tensor(scores.view(-1, room), [1, tiles.keys]),
         end,
         reach,
         TensorDescriptor.from_tensor(out, row_tile),
