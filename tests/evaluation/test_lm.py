@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
+from small_doge.evaluation.generation import generate_greedily, generate_in_slots
 from small_doge.evaluation.lm import SmallDogeLM, load_lm
 from small_doge.models.loading import load_checkpoint
 
@@ -69,6 +70,20 @@ def test_greedy_answers_are_those_of_the_stock_class(pair):
     requests = [(prompt, settings) for prompt in prompts for settings in (line, free)]
     expected = stock.generate_until(instances("generate_until", requests), disable_tqdm=True)
     assert ours.generate_until(instances("generate_until", requests)) == expected
+
+
+def test_the_engine_gives_the_answers_of_the_models_own_cache(pair):
+    lm = pair[1]
+    texts = ["Question: Which animal barks?\nAnswer:", "The cat sits on", "The cat", "A river", "Numbers such"]
+    prompts = sorted((lm.tok_encode(text) for text in texts), key=len, reverse=True)
+    for stops, batch_tokens in ((["\n", "the rain"], 300), ([], 10000), (["at"], 1)):
+        settings = (lm.model, lm.tokenizer, prompts, 70, stops, batch_tokens)
+        expected, found = generate_greedily(*settings), generate_in_slots(*settings)
+        for here, there in zip(found, expected, strict=True):
+            shorter, longer = sorted((here, there), key=len)
+            # Each may run past its stop string, by what lies between two looks.
+            assert longer.startswith(shorter)
+            assert len(shorter) == len(longer) or any(stop in shorter for stop in stops)
 
 
 def test_an_answer_leaves_half_of_the_context_to_its_prompt(pair, caplog):

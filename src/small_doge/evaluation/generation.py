@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from small_doge.inference.sampling import SamplingParams
+from small_doge.inference.torch_backend import served_by_slots
+from small_doge.inference.torch_slots import TorchSlots
+
 LOOK_EVERY = 8
 """Steps between two looks for stop strings: decoding the text on the host costs more than a step on a GPU."""
+
+SLOT_LOOK_EVERY = 32
+"""The same in our engine, whose steps are a replayed graph."""
 
 
 @torch.inference_mode()
@@ -23,6 +30,8 @@ def generate_greedily(
 ) -> list[str]:
     """The text that follows each prompt, without special tokens; it may run past a stop string, which the caller cuts.
 
+    On a GPU a Doge answers through our engine, elsewhere and with any other model through the model's own cache.
+
     Args:
         prompts: Token ids, at least one each.
         max_new_tokens: Longest answer.
@@ -31,6 +40,11 @@ def generate_greedily(
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     texts: dict[int, str] = {}
+    if prompts and model.device.type == "cuda" and served_by_slots(model):
+        ordered = [prompts[i] for i in order]
+        found = generate_in_slots(model, tokenizer, ordered, max_new_tokens, stops, batch_tokens)
+        texts |= dict(zip(order, found, strict=True))
+        return [texts[i] for i in range(len(prompts))]
     start = 0
     while start < len(order):
         longest = len(prompts[order[start]]) + max_new_tokens
@@ -86,6 +100,45 @@ def _generate_batch(
         mask_BT = torch.cat((mask_BT, mask_BT.new_ones(len(alive), 1)), 1)
         position_BT = position_BT[:, -1:] + 1
         step_input = {"input_ids": generated[-1][:, None], "attention_mask": mask_BT, "position_ids": position_BT}
+    return texts
+
+
+def generate_in_slots(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    stops: Sequence[str],
+    batch_tokens: int,
+) -> list[str]:
+    """`generate_greedily` through our engine, for a Doge that it serves; the longest prompt comes first."""
+    longest = len(prompts[0]) + max_new_tokens
+    width = min(len(prompts), max(1, batch_tokens // longest))
+    session = TorchSlots(model, width, longest)
+    ends = tuple(_end_ids(model, tokenizer))
+    # A stop string has no more tokens than bytes.
+    before = max((len(stop.encode()) for stop in stops), default=0)
+    texts: list[str] = []
+    for start in range(0, len(prompts), width):
+        batch = prompts[start : start + width]
+        answers: list[list[int]] = [[] for _ in batch]
+        alive = list(range(len(batch)))
+        session.reset(alive)
+        session.extend(batch, alive)
+        for done in range(0, max_new_tokens, SLOT_LOOK_EVERY):
+            steps = min(SLOT_LOOK_EVERY, max_new_tokens - done)
+            drawn = session.decode(steps, [SamplingParams()] * len(alive), [ends] * len(alive), alive)
+            stay = []
+            for row, tokens, length, ended in zip(alive, drawn.tokens, drawn.lengths, drawn.stopped, strict=True):
+                # The end token is not part of the answer.
+                answers[row] += tokens[: length - ended].tolist()
+                tail = str(tokenizer.decode(answers[row][-steps - before :], skip_special_tokens=True))
+                if not ended and not any(stop and stop in tail for stop in stops):
+                    stay.append(row)
+            alive = stay
+            if not alive:
+                break
+        texts += [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
     return texts
 
 
