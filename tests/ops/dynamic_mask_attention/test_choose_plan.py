@@ -41,14 +41,14 @@ def test_two_kernels_serve_where_too_much_would_be_kept(attention, monkeypatch):
     assert choose(attention) is None
 
 
-def choose_tma(attention, queries=64, keys=64, head_size=128, dtype=torch.bfloat16, listed=False):
+def choose_tma(attention, queries=64, keys=64, head_size=128, dtype=torch.bfloat16, listed=False, masked=False):
     query, key = torch.empty(2, 4, queries, head_size, dtype=dtype), torch.empty(2, 2, keys, head_size, dtype=dtype)
-    return attention.choose_tma_tiles(query, key, listed=listed)
+    return attention.choose_tma_tiles(query, key, listed=listed, masked=masked)
 
 
 def test_half_precision_with_as_many_keys_as_queries_goes_by_the_tma(attention):
-    assert choose_tma(attention) == attention.TMA_TILES[128]
-    assert choose_tma(attention, head_size=96, dtype=torch.float16) == attention.TMA_TILES[128]
+    assert choose_tma(attention) == attention.TMA_TILES[128, False]
+    assert choose_tma(attention, head_size=96, dtype=torch.float16, masked=True) == attention.TMA_TILES[128, True]
 
 
 @pytest.mark.parametrize(

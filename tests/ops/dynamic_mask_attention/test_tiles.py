@@ -86,7 +86,7 @@ def tma_shared_bytes(masked: bool) -> int:
     from small_doge.ops.dynamic_mask_attention import triton_attention
     from small_doge.ops.dynamic_mask_attention.triton_tma_forward import tma_forward_kernel
 
-    tiles = triton_attention.TMA_TILES[128]
+    tiles = triton_attention.TMA_TILES[128, masked]
     constants = {"R": 2, "DP": 128, "BM": tiles.rows, "BN": tiles.keys, "GRANULES": 32, "GRANULE_SIZE": 64}
     constants |= {"MASKED": masked, "TOGETHER": triton_attention.TOGETHER}
     rows, keys = (f"tensordesc<bf16[1, 1, {count}, 128]>" for count in (tiles.rows, tiles.keys))

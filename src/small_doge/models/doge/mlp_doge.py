@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.models.doge.joint_linear import joint_linear
+from small_doge.models.doge.joint_linear import joint_linear, joint_product
 from small_doge.ops.expert_retrieval import balance_loss, expert_dots, expert_sum, prefers_dense, search_experts
+from small_doge.ops.swiglu import swiglu
 
 
 class DogeMLP(nn.Module):
@@ -26,6 +27,9 @@ class DogeMLP(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output, and the router's scores, of which a dense MLP has none."""
+        joint = joint_product(x, self.gate_proj, self.up_proj) if isinstance(self.act_fn, nn.SiLU) else None
+        if joint is not None:
+            return self.down_proj(swiglu(joint)), None
         gate, up = joint_linear(x, self.gate_proj, self.up_proj)
         return self.down_proj(self.act_fn(gate) * up), None
 
@@ -49,13 +53,13 @@ class DogeCDMoE(DogeMLP):
         """The output [B, T, d], and the router's scores [2, B * T, n] for the experts' first and second keys."""
         tokens_Nd = x.flatten(0, 1)
         if prefers_dense(self.down_embed.weight, tokens_Nd.shape[0], self.top_k):
-            maps = (self.gate_proj, self.up_proj, self.router_gate, self.down_embed)
-            gate, up, router_N2n, dots_NE = joint_linear(tokens_Nd, *maps)
+            gate, up, dots_NE = joint_linear(tokens_Nd, self.gate_proj, self.up_proj, self.down_embed)
         else:
-            gate, up, router_N2n = joint_linear(tokens_Nd, self.gate_proj, self.up_proj, self.router_gate)
+            gate, up = joint_linear(tokens_Nd, self.gate_proj, self.up_proj)
             dots_NE = None
         dense_Nd = self.down_proj(self.act_fn(gate) * up)
-        scores_2Nn = self._split(router_N2n)
+        # By itself: with its few columns the product above would have a width that GPUs are slow at.
+        scores_2Nn = self._split(self.router_gate(tokens_Nd))
         scores_Nk, index_Nk = search_experts(scores_2Nn.float(), self.top_k)
         if dots_NE is None:
             hidden_Nk = self.act_fn(expert_dots(tokens_Nd, self.down_embed.weight, index_Nk))

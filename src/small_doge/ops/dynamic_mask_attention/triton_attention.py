@@ -63,10 +63,12 @@ PLANS = {
 MOST_KEPT = 2 << 30
 """Bytes that the fused backward may keep for a layer, about B * H * T * T; beyond, the two kernels serve, with O(T). A
 micro-batch chosen by `small_doge.trainer.footprint` leaves room for as much."""
-TMA_TILES = {128: Tiles(128, 64, 4, 2)}
-"""The forward's by the TMA, by head size rounded up to a power of two. On an H200 (2026-11-26, medians of 3 rounds,
-bf16, T = 2048) it took 0.378 ms, and `forward_kernel` 0.448, at Doge-20M's shape with B = 64; 0.573 and 0.665 at the
-160M's with 32, 0.386 and 0.442 at the 320M's with 16; cuDNN's, which has no scores, 0.267, 0.385 and 0.267."""
+TMA_TILES = {(128, False): Tiles(128, 64, 4, 2), (128, True): Tiles(64, 64, 4, 2)}
+"""The forward's by the TMA, by head size rounded up to a power of two, and whether there are horizons. On an H200
+(2026-11-26, medians of 3 rounds, bf16, T = 2048) it took 0.337 ms, and `forward_kernel` 0.444, at Doge-20M's shape with
+B = 64; 0.348 and 0.453 at the 60M's with 32, 0.510 and 0.656 at the 160M's with 32, 0.344 and 0.446 at the 320M's with
+16; cuDNN's, which has no scores, 0.269, 0.267, 0.389 and 0.267. Five documents a row at the 60M's: 0.222 with the
+larger tiles, 0.185 with the smaller, `forward_kernel` 0.244."""
 TOGETHER = 8
 """Key/value heads whose programs run side by side, the longest first (`heaviest_first`); no bits depend on it. At
 B = 32, H = 4, T = 2048, D = 128 on an H100 (2026-11-26, n = 3 rounds) 8 instead of 1 took forward from 0.455 to 0.436
@@ -173,7 +175,7 @@ def _forward(
     scale: float,
     span: int,
 ) -> tuple[Tensor, Tensor]:
-    tma_tiles = choose_tma_tiles(query, key, listed=index is not None)
+    tma_tiles = choose_tma_tiles(query, key, listed=index is not None, masked=end is not None)
     if tma_tiles is not None:
         with torch.cuda.device_of(query):
             return tma_forward(query, key, value, score, end, reach, scale=scale, tiles=tma_tiles, together=TOGETHER)
@@ -234,14 +236,14 @@ def _backward(
     return grad_query, grad_key, grad_value, grad_score
 
 
-def choose_tma_tiles(query: Tensor, key: Tensor, *, listed: bool) -> Tiles | None:
+def choose_tma_tiles(query: Tensor, key: Tensor, *, listed: bool, masked: bool) -> Tiles | None:
     """The rule for the forward: by the TMA with these tiles, or, where it is None, by `forward_kernel`.
 
     By the TMA where the fused backward's kernels could run too: half precision, heads of 72 to 128 in eights, as many
     keys as queries and no lists, on GPUs that give a program 200 KiB of shared memory (Hopper).
     """
     head_size = query.shape[-1]
-    tiles = TMA_TILES.get(triton.next_power_of_2(head_size))
+    tiles = TMA_TILES.get((triton.next_power_of_2(head_size), masked))
     if tiles is None or listed or query.element_size() != 2 or head_size % 8 or query.shape[2] != key.shape[2]:
         return None
     return None if query.is_cuda and shared_memory(query.device) < 200 << 10 else tiles

@@ -26,8 +26,7 @@ def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) 
     keys = scores_2Nn.shape[-1]
     first, second = scores_2Nn.float().softmax(-1)
     with torch.no_grad():
-        _, index_Nk = search_experts(scores_2Nn, top_k)
-        share_E = _share(index_Nk, keys * keys, valid_N)
+        share_E = _share(_chosen(scores_2Nn, top_k), keys * keys, valid_N)
     if valid_N is None:
         tokens: Tensor | int = first.shape[0]
     else:
@@ -54,11 +53,15 @@ def load_statistics(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = Non
     """The load of one layer's experts, from its router's scores (an entry of a model's `router_logits`)."""
     experts = scores_2Nn.shape[-1] ** 2
     with torch.no_grad():
-        _, index_Nk = search_experts(scores_2Nn, top_k)
-        share_E = _share(index_Nk, experts, valid_N)
+        share_E = _share(_chosen(scores_2Nn, top_k), experts, valid_N)
         used = (share_E > 0).float().mean().item()
         entropy = torch.special.entr(share_E).sum().item() / math.log(experts) if experts > 1 else 1.0
     return ExpertLoad(used=used, entropy=entropy, busiest=share_E.max().item())
+
+
+def _chosen(scores_2Nn: Tensor, top_k: int) -> Tensor:
+    """The experts that a layer chooses by these scores, which it adds in fp32."""
+    return search_experts(scores_2Nn.to(torch.promote_types(scores_2Nn.dtype, torch.float32)), top_k)[1]
 
 
 def _share(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from small_doge.ops.expert_retrieval.candidates import rank_pairs
 
-TOKENS = 4
-"""Of a program of one warp, which shuffles what it sorts and gathers."""
+FORWARD = {"BT": 4, "num_warps": 1}
+"""Tokens and warps of a program: within a warp, what is sorted and gathered need not be waited for."""
+BACKWARD = {"BT": 16, "num_warps": 4}
 LOW = tl.constexpr(32)
 """Bits below a score: a place, and below that, of candidates, the expert in EXPERT bits."""
 EXPERT = tl.constexpr(20)
@@ -122,12 +123,11 @@ def triton_search(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     pairs = rank_pairs(keys, top_k, scores.device)
     best = scores.new_empty(tokens, top_k)
     index = torch.empty(tokens, top_k, dtype=torch.int64, device=scores.device)
-    shapes = _shapes(NP=keys, RANKS=min(keys, top_k), CP=pairs.shape[0], KP=top_k)
+    shapes = FORWARD | _padded(NP=keys, RANKS=min(keys, top_k), CP=pairs.shape[0], KP=top_k)
     with torch.cuda.device_of(scores):
         search_kernel[(triton.cdiv(tokens, shapes["BT"]),)](
             *(scores, pairs, best, index, *scores.stride()[:2], tokens, keys, top_k, pairs.shape[0]),
             **shapes,
-            num_warps=1,
         )
     return best, index
 
@@ -136,16 +136,16 @@ def triton_search(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 def _backward(grad: Tensor, index: Tensor, keys: int) -> Tensor:
     tokens, top_k = index.shape
     out = _gradient(grad, index, keys)
-    shapes = _shapes(NP=keys, KP=top_k)
+    shapes = BACKWARD | _padded(NP=keys, KP=top_k)
     with torch.cuda.device_of(grad):
         search_backward_kernel[(triton.cdiv(tokens, shapes["BT"]),)](
-            grad.contiguous(), index.contiguous(), out, tokens, keys, top_k, **shapes, num_warps=1
+            grad.contiguous(), index.contiguous(), out, tokens, keys, top_k, **shapes
         )
     return out
 
 
-def _shapes(**sizes: int) -> dict[str, int]:
-    return {name: max(2, triton.next_power_of_2(size)) for name, size in sizes.items()} | {"BT": TOKENS}
+def _padded(**sizes: int) -> dict[str, int]:
+    return {name: max(2, triton.next_power_of_2(size)) for name, size in sizes.items()}
 
 
 def _gradient(grad: Tensor, index: Tensor, keys: int) -> Tensor:
