@@ -12,6 +12,7 @@ import triton_interpreter  # first: it chooses the interpreter
 import torch
 
 from small_doge.ops.expert_retrieval import naive_search
+from small_doge.ops.expert_retrieval.triton_count import triton_count
 from small_doge.ops.expert_retrieval.triton_search import triton_search
 
 
@@ -52,6 +53,11 @@ def main() -> None:
     broken = torch.full((2, 3, 5), float("nan"))
     best, index = triton_search(broken, 4)
     cases["scores that are not numbers"] = [] if best.isinf().all() and (index < 25).all() else ["experts"]
+    for tokens, experts, top_k in ((700, 25, 16), (3, 9, 2)):
+        chosen, valid = torch.randint(0, experts, (tokens, top_k)), torch.rand(tokens) < 0.7
+        for name, kept, mask in (("all", chosen, None), ("valid", chosen[valid], valid)):
+            same = torch.equal(triton_count(chosen, experts, mask), kept.flatten().bincount(minlength=experts))
+            cases[f"choices of {experts} experts by {name} of {tokens} tokens"] = [] if same else ["counts"]
     print(json.dumps(cases))
 
 

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from small_doge.ops.expert_retrieval.search import search_experts
+from small_doge.ops.support import has_triton
+
+KERNEL_EXPERTS = 4096
+"""The most experts that the kernel counts in shared memory; beyond, and on a CPU, torch adds."""
 
 
 def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) -> Tensor:
@@ -24,7 +28,7 @@ def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) 
         valid_N: False for tokens that do not count (padding).
     """
     keys = scores_2Nn.shape[-1]
-    first, second = scores_2Nn.float().softmax(-1)
+    first, second = scores_2Nn.softmax(-1, dtype=torch.promote_types(scores_2Nn.dtype, torch.float32))
     with torch.no_grad():
         share_E = _share(_chosen(scores_2Nn, top_k), keys * keys, valid_N)
     if valid_N is None:
@@ -66,8 +70,12 @@ def _chosen(scores_2Nn: Tensor, top_k: int) -> Tensor:
 
 def _share(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tensor:
     """The share of all choices that fell on each expert: [E] in fp32."""
-    one = torch.ones_like(index_Nk, dtype=torch.float32)
-    if valid_N is not None:
-        one = one * valid_N[:, None]
-    count_E = torch.zeros(experts, device=index_Nk.device).scatter_add_(0, index_Nk.flatten(), one.flatten())
-    return count_E / one.sum().clamp(min=1)
+    if has_triton(index_Nk) and experts <= KERNEL_EXPERTS:
+        from small_doge.ops.expert_retrieval.triton_count import triton_count
+
+        count_E = triton_count(index_Nk, experts, valid_N).float()
+    else:
+        one = index_Nk.new_ones(index_Nk.shape[0], dtype=torch.float32) if valid_N is None else valid_N.float()
+        chosen = torch.zeros(experts, device=index_Nk.device)
+        count_E = chosen.scatter_add_(0, index_Nk.flatten(), one.repeat_interleave(index_Nk.shape[1]))
+    return count_E / count_E.sum().clamp(min=1)
