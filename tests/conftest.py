@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, and for the processes that tests start: the workers of pytest-xdist fill the cores, and
+# threads of small products that outnumber the cores wait for one another, ten times as long as they compute.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -16,14 +19,6 @@ TEXTS = [
     "def add(a, b):\n    return a + b\n",
     "Return the median (middle value) of numeric data, using the common mean of middle two method.",
 ]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def few_threads() -> None:
-    """Two threads at the most, as on the machine that CI has."""
-    import torch
-
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 @pytest.fixture(scope="session")

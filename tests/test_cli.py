@@ -1,38 +1,59 @@
-"""Each verb does what its help says, as a process of its own; a mistake is one line and exit code 2."""
+"""Each verb does what its help says; a mistake is one line and exit code 2."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
+from small_doge.cli import main
+from small_doge.cli.console import console
 
 ROOT = Path(__file__).parents[1]
 
 
-def small_doge(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "small_doge.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, input=stdin, env=environment, timeout=300)
+class Run(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def test_help_names_every_verb() -> None:
+@pytest.fixture
+def small_doge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    """What the shell sees of `small-doge ARGUMENTS`, without a process that loads the libraries again."""
+    monkeypatch.setattr(console, "_width", 200)
+
+    def run(*arguments: str, stdin: str = "") -> Run:
+        monkeypatch.setattr(sys, "argv", ["small-doge", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        return Run(int(left.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def test_help_names_every_verb(small_doge: Callable[..., Run]) -> None:
     result = small_doge("--help")
     assert result.returncode == 0
     for verb in ("quickstart", "tokenizer", "data", "train", "eval", "chat", "info", "upcycle", "convert"):
         assert verb in result.stdout
 
 
-def test_info_prints_the_exact_counts() -> None:
+def test_info_prints_the_exact_counts(small_doge: Callable[..., Run]) -> None:
     result = small_doge("info", "20M")
     assert result.returncode == 0, result.stderr
     assert "13,118,728" in result.stdout
 
 
-def test_a_tokenizer_is_trained_and_inspected(tmp_path: Path) -> None:
+def test_a_tokenizer_is_trained_and_inspected(small_doge: Callable[..., Run], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
     trained = small_doge(
         "tokenizer", "train", str(tmp_path / "a.txt"), "--out", str(tmp_path / "t"), "--vocab-size", "320"
@@ -42,7 +63,9 @@ def test_a_tokenizer_is_trained_and_inspected(tmp_path: Path) -> None:
     assert "2 for 7 bytes" in shown.stdout
 
 
-def test_tokenizers_are_measured_side_by_side_and_a_bilingual_one_shows_both(tmp_path: Path) -> None:
+def test_tokenizers_are_measured_side_by_side_and_a_bilingual_one_shows_both(
+    small_doge: Callable[..., Run], tmp_path: Path
+) -> None:
     for name, text in (("en", "The dog runs home. "), ("zh", "小狗跑回家。")):
         lines = [json.dumps({"text": f"{number} {text * 30}"}, ensure_ascii=False) for number in range(60)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -64,7 +87,9 @@ def test_tokenizers_are_measured_side_by_side_and_a_bilingual_one_shows_both(tmp
     assert float(row[-1]) > 2 * float(row[-2])
 
 
-def test_data_is_listed_shown_prepared_and_inspected(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_data_is_listed_shown_prepared_and_inspected(
+    small_doge: Callable[..., Run], tmp_path: Path, tokenizer_folder: Path
+) -> None:
     assert "OpenThoughts-114k" in small_doge("data", "list").stdout
     assert "hub_id: HuggingFaceTB/finemath" in small_doge("data", "show", "finemath", "--rows", "0").stdout
     lines = [json.dumps({"text": f"document {number} " * 9}) for number in range(40)]
@@ -83,7 +108,7 @@ def test_data_is_listed_shown_prepared_and_inspected(tmp_path: Path, tokenizer_f
     assert "document" in looked.stdout
 
 
-def test_eval_measures_and_writes_json(model_folder: Path, tmp_path: Path) -> None:
+def test_eval_measures_and_writes_json(small_doge: Callable[..., Run], model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "held.txt").write_text("Some held-out text about foxes. " * 20)
     output = tmp_path / "eval.json"
     result = small_doge(
@@ -95,7 +120,7 @@ def test_eval_measures_and_writes_json(model_folder: Path, tmp_path: Path) -> No
     assert rows[1]["n"] == 4
 
 
-def test_chat_answers_and_obeys(model_folder: Path) -> None:
+def test_chat_answers_and_obeys(small_doge: Callable[..., Run], model_folder: Path) -> None:
     result = small_doge("chat", str(model_folder), "--max-new-tokens", "4", stdin="/params\nHi\n/nonsense\n/exit\n")
     assert result.returncode == 0, result.stderr
     assert "max_new_tokens=4" in result.stdout
@@ -115,11 +140,20 @@ def test_chat_answers_and_obeys(model_folder: Path) -> None:
     ],
     ids=["unknown stage", "missing recipe", "unknown size", "no model", "nothing to measure", "missing data"],
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str) -> None:
-    result = small_doge(*arguments)
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, small_doge: Callable[..., Run]) -> None:
+    assert_one_line(small_doge(*arguments), message)
+
+
+def test_a_process_ends_so_too() -> None:
+    command = [sys.executable, "-m", "small_doge.cli", "info", "21M"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert_one_line(Run(done.returncode, done.stdout, done.stderr), "there is no size '21M'")
+
+
+def assert_one_line(result: Run, message: str) -> None:
     assert result.returncode == 2
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
