@@ -1,4 +1,4 @@
-"""How often each expert was chosen: a histogram a program, and their sum, where `scatter_add_` queues at few addresses."""
+"""How often each expert was chosen: a histogram a program, and their sum; `scatter_add_` queues at few addresses."""
 
 from __future__ import annotations
 
