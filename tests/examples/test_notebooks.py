@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def printed(cell: dict) -> str:
 def run(tmp_path_factory) -> dict:
     """The names that the code cells leave, run in one namespace below a folder of the test's, home folder included."""
     names: dict = {}
+    logger = logging.getLogger("small_doge")
+    level = logger.level  # The notebook quietens it.
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "home").mkdir()
     with pytest.MonkeyPatch.context() as patch:
@@ -50,6 +53,7 @@ def run(tmp_path_factory) -> dict:
             if "parameters" in cell["metadata"].get("tags", ()):
                 assert names.keys() >= SMALLER.keys()
                 names |= SMALLER
+    logger.setLevel(level)
     return names
 
 

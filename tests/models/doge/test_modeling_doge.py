@@ -8,6 +8,8 @@ scores that tie) all through the text.
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from doge_ways import (
@@ -27,16 +29,26 @@ KINDS = ["dense", "mixture", "scores_per_query_head"]
 BACKENDS = ["eager", "sdpa", "doge_blocked"]
 
 
+@pytest.fixture(scope="module")
+def logits_of(make_model):
+    """logits_of(kind, backend, way, dtype, window): what a way of running the model makes of the text, made once."""
+
+    @cache
+    @torch.no_grad()
+    def run(kind, backend, way, dtype=torch.float64, window=8):
+        return way(make_model(kind, dtype=dtype, attn=backend, keep_window_size=window), text())
+
+    return run
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_changed_token_moves_no_output_before_it(kind, backend, way, make_model):
-    model = make_model(kind, dtype=torch.float64, attn=backend)
-    ids, changed = text(), 37
-    other = ids.clone()
+def test_a_changed_token_moves_no_output_before_it(kind, backend, way, make_model, logits_of):
+    changed, other = 37, text()
     other[:, changed] = 55
-    before, after = way(model, ids), way(model, other)
+    before, after = logits_of(kind, backend, way), way(make_model(kind, dtype=torch.float64, attn=backend), other)
     torch.testing.assert_close(after[:, :changed], before[:, :changed], atol=1e-12, rtol=0)
     assert (after[:, changed] - before[:, changed]).abs().max() > 1e-3
 
@@ -44,11 +56,8 @@ def test_a_changed_token_moves_no_output_before_it(kind, backend, way, make_mode
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_every_way_gives_the_logits_of_the_plain_forward(kind, backend, way, make_model):
-    reference = make_model(kind, dtype=torch.float64, attn="eager")
-    model = make_model(kind, dtype=torch.float64, attn=backend)
-    torch.testing.assert_close(way(model, text()), plain(reference, text()), atol=1e-10, rtol=0)
+def test_every_way_gives_the_logits_of_the_plain_forward(kind, backend, way, logits_of):
+    torch.testing.assert_close(logits_of(kind, backend, way), logits_of(kind, "eager", plain), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("way", [prefilled_in_chunks, decoded, padded_on_the_left], ids=lambda way: way.__name__)
@@ -65,20 +74,18 @@ def test_in_single_precision_distinct_tokens_agree_to_1e_4(kind, way, make_model
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_a_row_does_not_depend_on_its_neighbors(kind, backend, way, make_model):
-    model = make_model(kind, dtype=torch.float64, attn=backend)
+def test_a_row_does_not_depend_on_its_neighbors(kind, backend, way, make_model, logits_of):
     ids, others = text(), text(4)[2:]
-    together = way(model, torch.cat((ids[:1], others[:1])))
-    torch.testing.assert_close(together[:1], way(model, ids)[:1], atol=1e-12, rtol=0)
+    together = way(make_model(kind, dtype=torch.float64, attn=backend), torch.cat((ids[:1], others[:1])))
+    torch.testing.assert_close(together[:1], logits_of(kind, backend, way)[:1], atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("way", [trained, decoded, packed, padded_on_the_left], ids=lambda way: way.__name__)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("kind", KINDS)
-@torch.no_grad()
-def test_in_half_precision_every_way_stays_near_single_precision(kind, dtype, way, make_model):
+def test_in_half_precision_every_way_stays_near_single_precision(kind, dtype, way, logits_of):
     # Without a mask: where it hides keys, the noise of half precision may choose others.
-    half, full = (way(make_model(kind, dtype=d, keep_window_size=128), text()).float() for d in (dtype, torch.float32))
+    half, full = (logits_of(kind, "sdpa", way, d, 128).float() for d in (dtype, torch.float32))
     assert (half - full).abs().mean() < 0.05 * full.abs().mean()
 
 
