@@ -9,14 +9,17 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from launching import free_port
+
 STAGES = ("pt", "sft", "dpo", "distill", "grpo")
 
 
-def train(kind: str, argv: list[str], errors: str) -> None:
+def train(kind: str, argv: list[str], errors: str, environment: dict[str, str]) -> None:
     import torch
 
     from small_doge.trainer.recipe import run_stage
 
+    os.environ |= environment
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     torch.set_num_threads(1)
     run_stage(import_module(f"small_doge.trainer.doge.{kind}").main, argv)
@@ -33,8 +36,8 @@ class Stage:
         first.start()
         first.join()
 
-    def start(self, argv: list[str], kind: str = "pt") -> BaseProcess:
-        process = self.context.Process(target=train, args=(kind, argv, str(self.errors)))
+    def start(self, argv: list[str], kind: str = "pt", **environment: str) -> BaseProcess:
+        process = self.context.Process(target=train, args=(kind, argv, str(self.errors), environment))
         process.start()
         return process
 
@@ -43,3 +46,16 @@ class Stage:
         process = self.start(argv, kind)
         process.join(300)
         return process.exitcode
+
+    def run_two(self, argv: list[str]) -> None:
+        """Pretraining on two processes that find each other as those of a launcher do."""
+        common = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+        }
+        two = [self.start(argv, **common, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+        for process in two:
+            process.join(300)
+        assert [process.exitcode for process in two] == [0, 0], self.errors.read_text()

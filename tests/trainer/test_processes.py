@@ -1,10 +1,12 @@
-"""Several processes train what one does: the same losses for the same batch, through `accelerate launch`."""
+"""Several processes train what one does: the same losses for the same batch, also through `accelerate launch`."""
 
 from __future__ import annotations
 
 import json
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import yaml
 from launching import CONFIGS, launch, start
 
 
-def compare(recipe, stage, config: str = "ddp.yaml", rel: float = 1e-5, **changes) -> None:
+def compare(recipe, stage, train_two: Callable[[list[str]], None], rel: float = 1e-5, **changes) -> None:
     assert stage.run(recipe("one", max_steps=4, **changes)) == 0
-    launch(config, recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
+    train_two(recipe("two", max_steps=4, gradient_accumulation_steps=1, **changes))
     (record,) = json.loads((recipe.folder / "two" / "run.json").read_text())["starts"]
     assert record["processes"] == 2
     for figure in ("loss", "grad_norm"):
@@ -23,12 +25,13 @@ def compare(recipe, stage, config: str = "ddp.yaml", rel: float = 1e-5, **change
 
 
 def test_two_processes_train_as_one_with_two_micro_batches(recipe, stage) -> None:
-    compare(recipe, stage)
+    compare(recipe, stage, stage.run_two)
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_by_muon(recipe, stage) -> None:
-    compare(recipe, stage, optimizer="muon")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_of_the_launcher_train_as_one(optimizer: str, recipe, stage) -> None:
+    compare(recipe, stage, partial(launch, "ddp.yaml"), optimizer=optimizer)
 
 
 @pytest.mark.slow
@@ -40,7 +43,7 @@ def test_two_processes_train_as_one_from_a_checkpoint(
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     # A new model's weights are other draws under ZeRO-3, which makes them in parts.
     start = {"model_config": None, "tokenizer_name_or_path": None, "model_name_or_path": str(model_folder)}
-    compare(recipe, stage, f"deepspeed_zero{zero}.yaml", rel, **start)
+    compare(recipe, stage, partial(launch, f"deepspeed_zero{zero}.yaml"), rel, **start)
 
 
 @pytest.mark.slow

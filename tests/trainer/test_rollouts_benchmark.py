@@ -19,9 +19,14 @@ SCRIPT = str(Path(__file__).parents[2] / "benchmarks/rollouts_trl.py")
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The script's functions for a tiny model, with a command line for two short steps."""
+    """The script's functions for a tiny model and tokenizer, with a command line for two short steps."""
     functions = runpy.run_path(SCRIPT)
+    train = functions["train_tokenizer"]
+    monkeypatch.setitem(
+        functions["save_random_model"].__globals__, "train_tokenizer", lambda texts, vocab_size: train(texts[:1], 512)
+    )
     tiny = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tiny["vocab_size"] = 512
     from_size = DogeConfig.from_size
     monkeypatch.setattr(DogeConfig, "from_size", lambda size, **fields: from_size(size, **fields, **tiny))
     monkeypatch.setattr(grpo, "ReinforcementTrainer", grpo.ReinforcementTrainer)
@@ -53,6 +58,7 @@ def test_no_row_is_written_where_they_differ(
         return drawn | {"logprobs": [[value - 1 for value in row] for row in drawn["logprobs"]]}
 
     monkeypatch.setattr(grpo.SlotRollouts, "__call__", wrong)
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--steps", "1"])
     with pytest.raises(SystemExit, match=r"differ by 1.0e\+00 in the mean: no row is written"):
         script["main"]()
     assert not list(tmp_path.glob("*.json"))
