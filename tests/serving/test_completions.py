@@ -99,11 +99,3 @@ def test_metrics_count_tokens_and_requests(server, client):
 def test_paths_that_clients_make_up_get_no_counter_of_their_own(server):
     httpx.get(f"{server.url}/made/up/path")
     assert "made/up" not in httpx.get(f"{server.url}/metrics").text
-
-
-def test_importing_the_package_does_not_pull_the_server_in():
-    import subprocess
-    import sys
-
-    code = "import sys, small_doge, small_doge.cli; print({'fastapi', 'gradio', 'uvicorn'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

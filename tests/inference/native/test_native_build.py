@@ -1,6 +1,6 @@
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -17,12 +17,8 @@ def test_the_core_is_built_where_there_is_a_compiler() -> None:
     assert native.is_available(), f"{compiler} is on PATH, but {native.reason()}"
 
 
-def test_without_the_core_the_reason_names_the_mend() -> None:
-    code = (
-        "import sys; sys.modules['small_doge.inference.native._core'] = None\n"
-        "from small_doge.inference import native\n"
-        "print(native.is_available(), native.reason())"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("False")
-    assert "install a C++17 compiler and reinstall small-doge" in run.stdout
+def test_without_the_core_the_reason_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "small_doge.inference.native._core", None)
+    without = runpy.run_path(str(native.__file__))
+    assert not without["is_available"]()
+    assert "install a C++17 compiler and reinstall small-doge" in without["reason"]()

@@ -95,7 +95,7 @@ def test_the_oldest_layout_is_written_and_read_back(make_config, tmp_path):
     assert (config.qk_norm, config.score_per_query_head) == (False, True)
 
 
-def test_importing_the_package_is_light():
+def test_importing_the_package_and_its_command_line_is_light():
     heavy = ("trl", "fastapi", "uvicorn", "gradio", "datasets", "transformers.modeling_utils", "torch._dynamo")
-    code = f"import small_doge, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    code = f"import small_doge, small_doge.cli, sys; print([m for m in {heavy!r} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

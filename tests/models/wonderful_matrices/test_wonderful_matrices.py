@@ -315,7 +315,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 @pytest.mark.parametrize("way", ["packed", "without logits"])
 def test_it_compiles_without_a_graph_break_and_once(way):
     torch._dynamo.reset()
-    model = make().train()
+    model = make(num_hidden_layers=1).train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(2):
