@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from inference.slots_models import small_model
+from models.small_models import small_model
 
 from small_doge.inference.sampling import SamplingParams
 from small_doge.inference.torch_slots import EagerStep, TorchSlots

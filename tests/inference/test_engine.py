@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inference.slots_models import PROMPTS, small_model
+from models.small_models import PROMPTS, small_model
 
 from small_doge import DogeForCausalLM
 from small_doge.inference import load, native

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inference.slots_models import PROMPTS, small_model
+from models.small_models import PROMPTS, small_model
 
 from small_doge.inference import native
 from small_doge.inference.native import NativeModel
@@ -34,7 +34,7 @@ def conversation(session: SlotSession) -> tuple[list[np.ndarray], list[np.ndarra
 
 @pytest.mark.skipif(not native.is_available(), reason=native.reason() or "the native core is built")
 def test_native_and_torch_sessions_agree(tmp_path: Path):
-    model = small_model(bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    model = small_model()
     model.save_pretrained(tmp_path)
     tokens, numbers, lengths = conversation(TorchSlots(model, 4))
     found, found_numbers, found_lengths = conversation(NativeModel.load(tmp_path, "fp32").new_session(4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from inference.slots_models import KINDS, PROMPTS, small_model
+from models.small_models import KINDS, PROMPTS, small_model
 
 from small_doge.inference.gpu_sampling import gumbel
 from small_doge.inference.sampling import SamplingParams

@@ -16,7 +16,7 @@ import pytest
 CASES = {
     "few lanes, by matrix-vector kernels": ("dense", 8),
     "many lanes, by matrix products": ("dense", 1),
-    "many lanes, a score for each query head": ("scores per query head", 1),
+    "many lanes, a score for each query head": ("scores_per_query_head", 1),
 }
 TESTS = Path(__file__).resolve().parents[1]
 

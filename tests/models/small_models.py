@@ -13,6 +13,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "mixture": {"is_moe": True, "num_experts": 36, "num_experts_per_tok": 4},
     "scores_per_query_head": {"score_per_query_head": True, "qk_norm": False},
 }
+# Shorter than the window of 8, much shorter, longer, and with scores that tie.
+PROMPTS = [[0, 5, 9, 3, 8, 11], [0, 7], [0, *range(10, 31)], [0, 3, 3, 3, 3, 8]]
 
 
 def small_config(kind: str = "dense", **fields: Any) -> DogeConfig:

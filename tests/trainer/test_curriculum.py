@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launching import launch
+from stage_runs import command_line, log_lines, run, steps
 
 from small_doge.rewards import REWARDS, Group
 from small_doge.trainer.curriculum import Curriculum
@@ -88,13 +88,6 @@ def options(model_folder: Path, tmp_path: Path, short_run: dict[str, Any]) -> di
     }
 
 
-def run(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of a finished run's log."""
-    grpo.main([part for key, value in options.items() for part in (f"--{key}", json.dumps(value))])
-    log = (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, log) if "loss" in line]
-
-
 def test_a_run_goes_on_at_the_levels_of_its_checkpoint(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +100,7 @@ def test_a_run_goes_on_at_the_levels_of_its_checkpoint(
 
     monkeypatch.setitem(REWARDS, "digits", easy_sums)
     saving = {"save_strategy": "steps", "save_steps": 2}
-    whole = run(options | saving)
+    whole = steps(run(grpo.main, options | saving))
     levels = [line["curriculum/chain_sum/level"] for line in whole]
     assert levels == [1, 2, 3, 4]
     assert {line["curriculum/count_bits/level"] for line in whole} == {0}
@@ -119,7 +112,7 @@ def test_a_run_goes_on_at_the_levels_of_its_checkpoint(
     killed = Path(shutil.copytree(options["output_dir"], tmp_path / "killed"))
     shutil.rmtree(killed / "checkpoint-4")
     (killed / "model.safetensors").unlink()
-    again = run(options | saving | {"output_dir": str(killed)})
+    again = steps(run(grpo.main, options | saving | {"output_dir": str(killed)}))
     kept = ("loss", "reward", "curriculum/chain_sum/level", "completions/mean_length", "grad_norm")
     assert [[line[key] for key in kept] for line in again] == [[line[key] for key in kept] for line in whole]
 
@@ -137,16 +130,14 @@ def test_a_recipe_that_contradicts_itself_is_refused(
     changes: dict[str, Any], message: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        run(options | changes)
+        run(grpo.main, options | changes)
 
 
 @pytest.mark.slow
 def test_two_processes_agree_on_the_levels(options: dict[str, Any]) -> None:
     # Any score raises, so a task rises whenever its window of 2 is full: twice in a step of 4 problems a task.
     changes = {"curriculum_threshold": 0.0, "reward_functions": ["gym"], "curriculum_reward": None}
-    argv = [part for key, value in (options | changes).items() for part in (f"--{key}", json.dumps(value))]
-    launch("ddp.yaml", argv, "grpo")
-    log = (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()
-    lines = [line for line in map(json.loads, log) if "loss" in line]
+    launch("ddp.yaml", command_line(options | changes), "grpo")
+    lines = steps(log_lines(options["output_dir"]))
     assert [line["curriculum/chain_sum/level"] for line in lines] == [2, 4, 6, 8]
     assert [line["curriculum/count_bits/level"] for line in lines] == [2, 4, 4, 4], "its highest level"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from stage_runs import run, steps
 from transformers import AutoTokenizer
 
 from small_doge import DogeConfig, DogeForCausalLM
@@ -54,17 +55,11 @@ def options(model_folder: Path, teacher: Path, tmp_path: Path, short_run: dict[s
     }
 
 
-def run(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of a finished run's log."""
-    distill.main([part for key, value in options.items() for part in (f"--{key}", json.dumps(value))])
-    return [json.loads(line) for line in (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()]
-
-
 def test_the_student_comes_nearer_to_its_teacher(options: dict[str, Any]) -> None:
     # One token an answer: what is compared depends on the questions alone, not on what was drawn.
     steep = {"learning_rate": 0.03, "lr_scheduler_type": "constant", "beta": 0.0}
-    lines = run(options | steep | {"max_completion_length": 1, "max_steps": 7})
-    losses = [line["loss"] for line in lines if "loss" in line]
+    lines = run(distill.main, options | steep | {"max_completion_length": 1, "max_steps": 7})
+    losses = [line["loss"] for line in steps(lines)]
     assert losses[-1] < 0.1 * losses[0]
     assert {"entropy", "completions/mean_length", "rollouts/tokens_per_second"} <= set(lines[0])
     assert (Path(options["output_dir"]) / "report.html").exists()
@@ -92,14 +87,14 @@ def test_the_loss_is_the_kl_divergence_of_the_answers_tokens(
         return found
 
     monkeypatch.setattr(distill.LogitTrainer, "_compute_loss", compare)
-    run(options | {"rollout_engine": engine, "max_steps": 1})
+    run(distill.main, options | {"rollout_engine": engine, "max_steps": 1})
     assert expected
     for found, kl in expected:
         assert found == pytest.approx(kl, rel=1e-4)
 
 
 def test_held_out_questions_are_measured(options: dict[str, Any]) -> None:
-    lines = run(options | {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1})
+    lines = run(distill.main, options | {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1})
     assert any("eval_loss" in line for line in lines)
 
 
@@ -114,6 +109,6 @@ def test_a_teacher_with_other_tokens_is_refused(options: dict[str, Any], teacher
     other = tmp_path / "other"
     train_tokenizer(["quite other words"] * 20, vocab_size=400, min_frequency=1).save_pretrained(str(other))
     with pytest.raises(ValueError, match="has another tokenizer: take one with the student's"):
-        run(options | {"teacher_model_name_or_path": str(other)})
+        run(distill.main, options | {"teacher_model_name_or_path": str(other)})
     with pytest.raises(ValueError, match="no teacher_model_name_or_path: name a larger model"):
-        run(options | {"teacher_model_name_or_path": None})
+        run(distill.main, options | {"teacher_model_name_or_path": None})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import stage_runs
 import torch
 from datasets import Dataset, DatasetDict
 
@@ -56,10 +56,8 @@ def run(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, 
         build(self, *args, **kwargs)
 
     monkeypatch.setattr(grpo.ReinforcementTrainer, "__init__", remember)
-    argv = [part for key, value in options.items() for part in (f"--{key}", json.dumps(value))]
-    grpo.main(argv)
-    lines = (Path(options["output_dir"]) / "log.jsonl").read_text().splitlines()
-    return made[0], [json.loads(line) for line in lines]
+    lines = stage_runs.run(grpo.main, options)
+    return made[0], lines
 
 
 @pytest.mark.parametrize("engine", ROLLOUT_ENGINES)
@@ -182,13 +180,7 @@ def test_a_reward_sees_the_completions_of_a_prompt_together(monkeypatch):
 
 def test_an_unknown_engine_is_refused(options):
     with pytest.raises(ValueError, match="rollout_engine is 'vllm'"):
-        grpo.main(
-            [
-                part
-                for key, value in (options | {"rollout_engine": "vllm"}).items()
-                for part in (f"--{key}", json.dumps(value))
-            ]
-        )
+        stage_runs.run(grpo.main, options | {"rollout_engine": "vllm"})
 
 
 def test_a_model_that_the_engine_does_not_know_is_refused():

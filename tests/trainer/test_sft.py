@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from stage_runs import run, steps
 from torch._dynamo.utils import counters
 from transformers import AutoTokenizer
 
@@ -41,20 +41,18 @@ def packed(columns: dict[str, list[Any]], rows: int) -> dict[str, list[Any]]:
 
 def first_loss(rows: dict[str, list[Any]], model_folder: Path, tmp_path: Path, **options: Any) -> float:
     """The loss of one step over all the rows at once."""
-    data, out = tmp_path / "data", tmp_path / "out"
+    data = tmp_path / "data"
     DatasetDict(train=Dataset.from_dict(rows)).save_to_disk(str(data))
     options = {
         "model_name_or_path": str(model_folder),
         "dataset": str(data),
-        "output_dir": str(out),
+        "output_dir": str(tmp_path / "out"),
         "assistant_only_loss": True,
         "per_device_train_batch_size": len(CONVERSATIONS),
         "max_steps": 1,
         **options,
     }
-    sft.main([word for name, value in options.items() for word in (f"--{name}", json.dumps(value))])
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return next(line["loss"] for line in lines if "loss" in line)
+    return steps(run(sft.main, options))[0]["loss"]
 
 
 @pytest.mark.parametrize(
