@@ -25,7 +25,7 @@ def run(model: Any, make_step: Callable[..., Any]) -> tuple[Any, list[Any], np.n
     session.runner = make_step(session.weights, session.state)
     rows = [2, 0]
     session.prefill(PROMPTS, rows)
-    parts = [session.decode(4, FREE, [(), (3, 9)], rows), session.decode(2, FILTERED, [()] * 2, rows)]
+    parts = [session.decode(3, FREE, [(), (3, 9)], rows), session.decode(1, FILTERED, [()] * 2, rows)]
     return session.state, parts, session.step([1, 2], rows)
 
 
