@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
-ROWS = {"eval": 20, "sft": 60, "preference": 60, "reasoning": 60, "pretrain": 60}
+ROWS = {"eval": 5, "sft": 30, "preference": 30, "reasoning": 30, "pretrain": 60}
 BLOCK = re.compile(r"```(bash|python)\n(.*?)```", re.DOTALL)
 
 
