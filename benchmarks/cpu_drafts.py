@@ -1,18 +1,19 @@
-"""What prompt look-up brings: decoding with guesses from the text so far, beside decoding without, interleaved.
+"""What guesses bring: decoding with tokens guessed from the text so far, or by a draft model, beside decoding without.
 
-python benchmarks/cpu_drafts.py CHECKPOINT CONVERSATIONS.jsonl [--prompts 40] [--tokens 128] [--out results.json]
+python benchmarks/cpu_drafts.py CHECKPOINT CONVERSATIONS.jsonl [--draft-model CHECKPOINT] [--prompts 40] [--tokens 128]
 
 Each line of CONVERSATIONS is `{"messages": [...]}`; the model answers the first message. Guesses change no token, so
-all variants write the same answers. "tokens a step" counts how far one run through the layers gets. On a machine that
-others use too, --cpu-time counts CPU seconds. The last line printed is the rows as JSON.
+all variants write the same answers; they take turns. "tokens a step" counts how far one run through the layers gets,
+"guesses taken" the share that was drawn. On a machine that others use too, --cpu-time counts CPU seconds. The last line
+printed is the rows as JSON.
 """
 
 import argparse
 import json
 import time
+from itertools import product
 from pathlib import Path
 
-import numpy as np
 from cpu_decode import Table
 from transformers import AutoTokenizer
 
@@ -24,8 +25,8 @@ timer = time.perf_counter
 
 def answer(
     core: NativeModel, prompts: list[list[int]], how: SamplingParams, end: int
-) -> tuple[float, float, list[int]]:
-    """Seconds of decoding, runs through the layers, and all tokens drawn."""
+) -> tuple[dict[str, float], list[int]]:
+    """The figures of decoding, and all tokens drawn."""
     session = core.new_session()
     seconds, drawn = 0.0, []
     for prompt in prompts:
@@ -35,13 +36,19 @@ def answer(
         made = session.decode(how.max_new_tokens, [how], [[end]])
         seconds += timer() - start
         drawn += made.tokens[0, : made.lengths[0]].tolist()
-    return seconds, session.steps, drawn
+    # A prompt's first token comes from the prefill.
+    taken = len(drawn) - len(prompts) - session.steps
+    figures = {"tokens/s": len(drawn) / seconds, "tokens a step": len(drawn) / session.steps}
+    if session.guesses:
+        figures["guesses taken"] = taken / session.guesses
+    return figures, drawn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("conversations", type=Path)
+    parser.add_argument("--draft-model", type=Path, help="a smaller checkpoint with the same tokenizer")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["int8"])
     parser.add_argument("--drafts", nargs="+", type=int, default=[0, 2, 4, 8])
     parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 0.8])
@@ -66,22 +73,28 @@ def main() -> None:
     ]
     table = Table("cpu_drafts")
     for dtype in args.dtypes:
-        cores = {n: NativeModel.load(args.checkpoint, dtype, args.threads, drafts=n) for n in args.drafts}
+        cores = {}
+        for n, small in product(args.drafts, [None, args.draft_model] if args.draft_model else [None]):
+            source = small.name if small else "look-up"
+            if n:
+                cores[f"{n} guesses by {source}"] = NativeModel.load(
+                    args.checkpoint, dtype, args.threads, drafts=n, draft_model=small
+                )
+            else:
+                cores["no guesses"] = NativeModel.load(args.checkpoint, dtype, args.threads)
         for temperature in args.temperatures:
             how = SamplingParams(max_new_tokens=args.tokens, temperature=temperature, seed=0)
-            rates: dict[int, list[float]] = {n: [] for n in cores}
-            strides: dict[int, list[float]] = {n: [] for n in cores}
+            rounds: dict[str, list[dict[str, float]]] = {name: [] for name in cores}
             texts = {}
             for _ in range(args.rounds):
-                for n, core in cores.items():
-                    seconds, steps, texts[n] = answer(core, prompts, how, tokenizer.eos_token_id)
-                    rates[n].append(len(texts[n]) / seconds)
-                    strides[n].append(len(texts[n]) / steps)
-            for n in cores:
-                variant = f"{dtype}, {n} guesses, temperature {temperature}"
-                table.add(variant, args.checkpoint.name, "tokens/s", rates[n], digits=1)
-                table.add(variant, args.checkpoint.name, "tokens a step", strides[n])
-                same = np.array_equal(texts[n], texts[args.drafts[0]])
+                for name, core in cores.items():
+                    figures, texts[name] = answer(core, prompts, how, tokenizer.eos_token_id)
+                    rounds[name].append(figures)
+            for name, text in texts.items():
+                variant = f"{dtype}, {name}, temperature {temperature}"
+                for metric in rounds[name][0]:
+                    table.add(variant, args.checkpoint.name, metric, [figures[metric] for figures in rounds[name]])
+                same = text == next(iter(texts.values()))
                 table.add(variant, args.checkpoint.name, "same tokens", [float(same)], digits=0)
     if args.out:
         args.out.write_text(json.dumps(table.rows, indent=1) + "\n")

@@ -18,7 +18,9 @@ TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
-def load(path: str, device: str = "cpu", dtype: str | None = None, drafts: int = 0) -> Engine:
+def load(
+    path: str, device: str = "cpu", dtype: str | None = None, drafts: int = 0, draft_model: str | None = None
+) -> Engine:
     """An engine for the checkpoint in `path` (a folder or a hub id).
 
     On a CPU the native core runs a Doge in any of the types; where it is not built, or for an architecture that it does
@@ -29,12 +31,13 @@ def load(path: str, device: str = "cpu", dtype: str | None = None, drafts: int =
         device: "cpu", "cuda", "cuda:1", ...
         dtype: "fp32", "bf16" (torch's names are taken too), "int8" (8-bit weights and activations) or "int4" (4-bit
             weights). By default int8 on a CPU and bf16 on a GPU.
-        drafts: Tokens that the native core guesses from what a sequence holds already and checks in one step; the
-            completions stay the same.
+        drafts: Tokens that the native core guesses and checks in one step; the completions stay the same.
+        draft_model: Who guesses them: a smaller checkpoint with the same tokenizer (speculative decoding, arXiv
+            2211.17192). If there is none, they come from what a sequence holds already (prompt look-up).
 
     Raises:
-        ValueError: an unknown dtype, one that the device does not run, drafts without the native core, or a folder
-            that is no whole checkpoint.
+        ValueError: an unknown dtype, one that the device does not run, drafts without the native core, a draft model
+            with another tokenizer, or a folder that is no whole checkpoint.
     """
     on_cpu = device.startswith("cpu")
     dtype = dtype or ("int8" if on_cpu else "bf16")
@@ -43,19 +46,39 @@ def load(path: str, device: str = "cpu", dtype: str | None = None, drafts: int =
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if not on_cpu and dtype not in TORCH_DTYPES:
         raise ValueError(f"dtype {dtype} runs on a CPU only: choose {' or '.join(TORCH_DTYPES)} for {device}.")
-    place = Path(path)
-    folder = place if place.is_dir() else place.parent if place.is_file() else download(path)
+    place = locate(path)
+    folder = folder_of(place)
     why_not = native_refusal(folder) if on_cpu else ""
-    backend: Any
     if on_cpu and not why_not:
         from small_doge.inference.native import NativeModel
 
-        backend = NativeModel.load(place if place.is_file() else folder, dtype, drafts=drafts)
-    elif drafts:
-        raise ValueError(f"drafts={drafts} needs the native core ({why_not or 'it runs on a CPU'}): leave drafts out.")
-    else:
-        backend = load_in_torch(folder, device, dtype, why_not)
-    return with_tokenizer(backend, folder)
+        small = locate(draft_model) if draft_model else None
+        engine = with_tokenizer(NativeModel.load(place, dtype, drafts=drafts, draft_model=small), folder)
+        if small:
+            refuse_other_tokenizer(engine, folder_of(small))
+        return engine
+    if drafts or draft_model:
+        raise ValueError(f"drafts need the native core ({why_not or 'it runs on a CPU'}): leave them out.")
+    return with_tokenizer(load_in_torch(folder, device, dtype, why_not), folder)
+
+
+def locate(path: str) -> Path:
+    """A folder or a saved file on disk, or the folder that the hub gives."""
+    place = Path(path)
+    return place if place.is_dir() or place.is_file() else download(path)
+
+
+def folder_of(place: Path) -> Path:
+    """Where the tokenizer and the settings of the model at `place` are."""
+    return place.parent if place.is_file() else place
+
+
+def refuse_other_tokenizer(engine: Engine, folder: Path) -> None:
+    """Raises ValueError where the tokenizer in `folder` gives other ids than the engine's."""
+    from transformers import AutoTokenizer
+
+    if AutoTokenizer.from_pretrained(folder).get_vocab() != engine.tokenizer.get_vocab():
+        raise ValueError(f"{folder} has another tokenizer than the model: take a draft model with the same one.")
 
 
 def native_refusal(folder: Path) -> str:

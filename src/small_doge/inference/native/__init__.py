@@ -66,11 +66,14 @@ def _require() -> None:
 class NativeModel:
     """A Doge model packed for the CPU. Build it with `load`; generate through `new_session`."""
 
-    def __init__(self, core: Any, shape: Shape, dtype: str, drafts: int = 0) -> None:
+    def __init__(
+        self, core: Any, shape: Shape, dtype: str, drafts: int = 0, draft_model: "NativeModel | None" = None
+    ) -> None:
         self._core = core
         self.shape = shape
         self.dtype = dtype
         self.drafts = drafts
+        self._draft_model = draft_model
 
     @classmethod
     def load(
@@ -81,15 +84,17 @@ class NativeModel:
         isa: str | None = None,
         head_dtype: str | None = None,
         drafts: int = 0,
+        draft_model: str | os.PathLike[str] | None = None,
     ) -> "NativeModel":
         """Loads a Hugging Face folder, packing its weights as `dtype`, or a file that `save` wrote, as it is.
 
         dtype: "fp32", "bf16", "int8" (8-bit weights and activations) or "int4" (4-bit weights, 8-bit activations).
         threads: by default the cores this process may use, fewer for a small model. isa: an entry of
         `available_isas()`; by default the best. head_dtype: the type of the output head; by default dtype, and int8
-        for "int4". drafts: how many tokens `decode` guesses from what a row holds already, and checks in one step; it
-        draws the same tokens as without. Raises ValueError for a checkpoint or an option that the core does not
-        support.
+        for "int4". drafts: how many tokens `decode` guesses and checks in one step; it draws the same tokens as
+        without. They come from draft_model, a smaller model with the same vocabulary, which is loaded in the same way
+        and takes turns with the same threads; if there is none, from what a row holds already. Raises ValueError for
+        a checkpoint or an option that the core does not support.
         """
         _require()
         path = Path(path)
@@ -100,9 +105,27 @@ class NativeModel:
             raise ValueError(f"threads={threads} must be at least 1")
         if not 0 <= drafts <= MOST_DRAFTS:
             raise ValueError(f"drafts={drafts}: give 0 (off) to {MOST_DRAFTS}")
+        if draft_model is not None and not drafts:
+            raise ValueError(f"draft_model needs drafts, the tokens that it guesses at a time: give 1 to {MOST_DRAFTS}")
+        core, shape, dtype = cls._load(path, dtype, threads, isa, head_dtype, None)
+        if draft_model is None:
+            return cls(core, shape, dtype, drafts)
+        small = cls(*cls._load(Path(draft_model), dtype, threads, isa, head_dtype, core))
+        if small.shape.vocab != shape.vocab:
+            raise ValueError(
+                f"{draft_model} has a vocabulary of {small.shape.vocab} tokens and {path} of {shape.vocab}: take a "
+                "draft model with the same tokenizer"
+            )
+        return cls(core, shape, dtype, drafts, small)
+
+    @staticmethod
+    def _load(
+        path: Path, dtype: str, threads: int | None, isa: str | None, head_dtype: str | None, beside: Any
+    ) -> tuple[Any, Shape, str]:
+        """The core, the shape and the type of one model; beside another core, it runs on that one's threads."""
         if path.is_file():
             entries, shape, dtype = map_packed(path)
-            core = _make_core(shape, threads, sum(e[5].size for e in entries), isa)
+            core = _make_core(shape, threads, sum(e[5].size for e in entries), isa, beside)
             for entry in entries:
                 core.adopt(*entry)
         elif path.is_dir():
@@ -110,12 +133,12 @@ class NativeModel:
             tensors = map_checkpoint(path)
             sizes = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
             parameters = sum(math.prod(t.shape) for t in tensors.values())
-            core = _make_core(shape, threads, int(parameters * sizes[dtype]), isa)
+            core = _make_core(shape, threads, int(parameters * sizes[dtype]), isa, beside)
             _pack(core, tensors, shape, dtype, head_dtype or ("int8" if dtype == "int4" else dtype))
         else:
             raise ValueError(f"{path} does not exist; give a checkpoint folder or a saved native model")
         core.finish()
-        return cls(core, shape, dtype, drafts)
+        return core, shape, dtype
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the packed weights as one file, which `load` memory-maps: the same file serves every CPU."""
@@ -129,7 +152,8 @@ class NativeModel:
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         slots = min(n for n in (self.shape.window, longest, max_slots) if n is not None)
-        return NativeSession(_core.Session(self._core, batch, slots, self.drafts), self.shape.vocab)
+        draft_core = self._draft_model and self._draft_model._core
+        return NativeSession(_core.Session(self._core, batch, slots, self.drafts, draft_core), self.shape.vocab)
 
     def hidden(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The last hidden states, float32 [T, d], of each prompt, after the final norm."""
@@ -225,13 +249,20 @@ class NativeSession:
         return self._session.steps
 
     @property
+    def guesses(self) -> int:
+        """Tokens that were guessed and checked in these runs; each that was right saved one."""
+        return self._session.guesses
+
+    @property
     def slots(self) -> int:
         """Keys that each key/value head keeps."""
         return self._session.slots
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of cache: reserved (address space; pages come as slots fill) and held by keys now."""
+        """Bytes of cache, a draft model's among them: reserved (address space; pages come as slots fill) and held by
+        keys now.
+        """
         return {"cache_reserved": self._session.cache_bytes, "cache_used": self._session.cache_bytes_used}
 
     def _rows(self, rows: Sequence[int] | None) -> list[int]:
@@ -242,12 +273,12 @@ def _seed(how: SamplingParams) -> int:
     return (secrets.randbits(64) if how.seed is None else how.seed) & (2**64 - 1)
 
 
-def _make_core(shape: Shape, threads: int | None, weight_bytes: int, isa: str | None) -> Any:
+def _make_core(shape: Shape, threads: int | None, weight_bytes: int, isa: str | None, beside: Any) -> Any:
     if threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = max(1, min(cores, weight_bytes // BYTES_PER_THREAD))
     fields = {**vars(shape), "inv_freq": list(shape.inv_freq)}
-    return _core.Core(**fields, threads=threads, isa=isa or "")
+    return _core.Core(**fields, threads=threads, isa=isa or "", beside=beside)
 
 
 def _pack(core: Any, tensors: dict[str, StoredTensor], shape: Shape, dtype: str, head_dtype: str) -> None:

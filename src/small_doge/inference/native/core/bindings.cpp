@@ -132,7 +132,7 @@ NB_MODULE(_core, m) {
             "__init__",
             [](Core* self, int layers, int hidden, int intermediate, int heads, int kv_heads, int head_dim, int vocab,
                int window, int experts, int experts_per_token, float eps, float rope_scale, std::vector<float> inv_freq,
-               int threads, const std::string& isa) {
+               int threads, const std::string& isa, const Core* beside) {
                 Config c;
                 c.layers = layers;
                 c.hidden = hidden;
@@ -147,12 +147,13 @@ NB_MODULE(_core, m) {
                 c.eps = eps;
                 c.rope_scale = rope_scale;
                 c.inv_freq = std::move(inv_freq);
-                new (self) Core{std::make_shared<Model>(std::move(c), threads, isa), {}};
+                auto team = beside ? beside->model->shared : std::make_shared<Team>(threads);
+                new (self) Core{std::make_shared<Model>(std::move(c), std::move(team), isa), {}};
             },
             nb::kw_only(), nb::arg("layers"), nb::arg("hidden"), nb::arg("intermediate"), nb::arg("heads"),
             nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("vocab"), nb::arg("window"), nb::arg("experts"),
             nb::arg("experts_per_token"), nb::arg("eps"), nb::arg("rope_scale"), nb::arg("inv_freq"),
-            nb::arg("threads"), nb::arg("isa"))
+            nb::arg("threads"), nb::arg("isa"), nb::arg("beside").none())
         .def("add_matrix",
              [](Core& self, const std::string& name, const std::vector<std::tuple<Bytes, int, int>>& parts, int cols,
                 int type) {
@@ -188,10 +189,11 @@ NB_MODULE(_core, m) {
     nb::class_<Session>(m, "Session")
         .def(
             "__init__",
-            [](Session* self, Core& core, int batch, int slots, int drafts) {
-                new (self) Session(core.model, batch, slots, drafts);
+            [](Session* self, Core& core, int batch, int slots, int drafts, Core* draft_core) {
+                new (self) Session(core.model, batch, slots, drafts, draft_core ? draft_core->model : nullptr);
             },
-            nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::arg("drafts") = 0, nb::keep_alive<1, 2>())
+            nb::arg("core"), nb::arg("batch"), nb::arg("slots"), nb::arg("drafts") = 0,
+            nb::arg("draft_core").none() = nb::none(), nb::keep_alive<1, 2>(), nb::keep_alive<1, 6>())
         .def("prefill",
              [](Session& self, const std::vector<int>& rows, const std::vector<std::vector<int32_t>>& prompts,
                 const std::string& all) {  // "logits" or "hidden": returned for every token; "": nothing
@@ -242,6 +244,7 @@ NB_MODULE(_core, m) {
         .def("copy", &Session::copy, nb::call_guard<nb::gil_scoped_release>())
         .def("length", &Session::length)
         .def_prop_ro("steps", &Session::steps)
+        .def_prop_ro("guesses", &Session::guesses)
         .def_prop_ro("batch", &Session::batch)
         .def_prop_ro("slots", &Session::slots)
         .def_prop_ro("cache_bytes", &Session::cache_bytes)

@@ -60,8 +60,8 @@ uint8_t* Arena::take(size_t bytes) {
     return p;
 }
 
-Model::Model(Config c, int threads, const std::string& isa)
-    : config(std::move(c)), kernels(require_kernels(isa)), team(threads) {}
+Model::Model(Config c, std::shared_ptr<Team> shared, const std::string& isa)
+    : config(std::move(c)), kernels(require_kernels(isa)), shared(std::move(shared)), team(*this->shared) {}
 
 void Model::add_matrix(const std::string& name, const std::vector<Part>& parts, int cols, Type type) {
     int rows = 0;

@@ -49,8 +49,9 @@ struct Entry {
 
 class Model {
   public:
-    // Throws std::invalid_argument for an instruction set that this build or this CPU lacks.
-    Model(Config config, int threads, const std::string& isa);
+    // Models that take turns may share a team. Throws std::invalid_argument for an instruction set that this build or
+    // this CPU lacks.
+    Model(Config config, std::shared_ptr<Team> shared, const std::string& isa);
 
     void add_matrix(const std::string& name, const std::vector<Part>& parts, int cols, Type type);
     void add_table(const std::string& name, const Part& part, int cols, Type type);
@@ -65,7 +66,8 @@ class Model {
 
     Config config;
     const Kernels* kernels;
-    Team team;
+    const std::shared_ptr<Team> shared;
+    Team& team;
     std::mutex busy;  // one caller at a time owns the team
 
     std::vector<Layer> layers;

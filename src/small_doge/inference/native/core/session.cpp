@@ -22,7 +22,7 @@ Activations Session::Input::view(const float* source) const {
     return {source, q.data(), scale.data(), sum.data(), ld, ld_groups};
 }
 
-Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts)
+Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts, std::shared_ptr<Model> draft_model)
     : model_(std::move(model)), k_(*model_->kernels), slots_(slots), drafts_(drafts) {
     const Config& c = model_->config;
     cache_type_ = model_->layers[0].qkv.type == Type::f32 ? Type::f32 : Type::bf16;
@@ -54,6 +54,10 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts)
         h.evicted.reserve(kBlockTokens);
     }
 
+    if (drafts_ && draft_model)
+        drafter_ = std::make_unique<DraftModel>(std::move(draft_model), batch, slots_);
+    else if (drafts_)
+        drafter_ = std::make_unique<LookUp>(batch, slots_);
     rows_.resize(batch);
     for (Row& r : rows_) {
         r.seen = Seen(c.vocab);
@@ -93,8 +97,13 @@ HeadCache& Session::cache(int row, int layer, int kv) {
     return caches_[(static_cast<size_t>(row) * c.layers + layer) * c.kv_heads + kv];
 }
 
+size_t Session::cache_bytes() const {
+    const size_t own = slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens);
+    return own + (drafter_ ? drafter_->cache_bytes() : 0);
+}
+
 size_t Session::cache_bytes_used() const {
-    size_t used = 0;
+    size_t used = drafter_ ? drafter_->cache_bytes_used() : 0;
     for (const HeadCache& h : caches_) used += h.n * (2 * slot_bytes_ + 12);
     return used;
 }
@@ -126,8 +135,8 @@ void Session::reset(const std::vector<int>& rows) {
         rows_[row].pending = -1;
         rows_[row].ready = false;
         rows_[row].seen.clear();
-        rows_[row].history.clear();
         rows_[row].trust = drafts_;
+        if (drafter_) drafter_->reset(row);
         for (int l = 0; l < c.layers; ++l)
             for (int kv = 0; kv < c.kv_heads; ++kv) cache(row, l, kv).n = 0;
     }
@@ -139,6 +148,7 @@ void Session::copy(int source, int target) {
     if (source == target) return;
     const std::lock_guard<std::mutex> lock(model_->busy);
     rows_[target] = rows_[source];
+    if (drafter_) drafter_->copy(source, target);
     const Config& c = model_->config;
     for (int l = 0; l < c.layers; ++l)
         for (int kv = 0; kv < c.kv_heads; ++kv) cache(target, l, kv).assign(cache(source, l, kv), slot_bytes_);
@@ -168,33 +178,24 @@ void Session::advance(const Block& block) {
     for (const Span& s : block.spans) {
         Row& r = rows_[s.row];
         r.ready = s.logits > 0;
-        for (int i = 0; i < s.count; ++i) take(r, block.tokens[s.first + i]);
+        for (int i = 0; i < s.count; ++i) take(s.row, block.tokens[s.first + i]);
     }
 }
 
-void Session::take(Row& r, int32_t token) {
+void Session::take(int row, int32_t token) {
+    Row& r = rows_[row];
     ++r.length;
     r.seen.add(token);
-    if (drafts_ && r.length <= slots_) r.history.push_back(token);
+    if (drafter_) drafter_->take(row, token);
 }
 
-// Prompt look-up (github.com/apoorvumang/prompt-lookup-decoding): behind the row's pending token, the last of `tokens`,
-// puts what followed the last time that the row's latest kMatch tokens stood in it. In a loop a guess goes on into
-// itself.
-void Session::guess(const Row& r, int most, std::vector<int32_t>& tokens) const {
-    const int n = static_cast<int>(r.history.size());
-    if (most < 1 || n < kMatch) return;
-    const auto ends_here = [&](int at) {
-        if (r.history[at] != r.pending) return false;
-        for (int i = 1; i < kMatch; ++i)
-            if (r.history[at - i] != r.history[n - i]) return false;
-        return true;
-    };
-    int at = n - 1;
-    while (at >= kMatch - 1 && !ends_here(at)) --at;
-    if (at < kMatch - 1) return;
-    const size_t pending = tokens.size() - 1;
-    for (int i = at + 1; i <= at + most; ++i) tokens.push_back(i < n ? r.history[i] : tokens[pending + i - n]);
+void Session::rewind(int row, int64_t length, const Seen& seen) {
+    Row& r = rows_[row];
+    forget(row, static_cast<int>(r.length - length));
+    r.length = length;
+    r.pending = -1;
+    r.ready = false;
+    r.seen = seen;
 }
 
 // Takes a row's last tokens out of its caches; none has evicted another.
@@ -285,23 +286,32 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
     for (size_t i = 0; i < rows.size(); ++i) active[i] = static_cast<int>(i);
     Block block;
     std::vector<const Span*> fed(rows.size());  // what goes into the step under way
-    const auto gather = [&] {                   // the tokens that were sampled and are still to be fed, and guesses
-        block.tokens.clear();
-        block.spans.clear();
-        block.spans.reserve(active.size());
+    // The tokens that were sampled and are still to be fed, and guesses of what follows them.
+    const auto gather = [&] {
+        std::vector<int> feeding;
+        std::vector<Ask> asks;
         for (int i : active) {
-            Row& r = rows_[rows[i]];
+            const Row& r = rows_[rows[i]];
             fed[i] = nullptr;
             if (r.pending < 0) continue;
-            const int first = static_cast<int>(block.tokens.size());
-            block.tokens.push_back(r.pending);
             // Keys that were evicted do not come back, so there are no guesses once the cache is full.
             const int64_t room = std::min<int64_t>(n - out.lengths[i], slots_ - r.length) - 1;
-            guess(r, static_cast<int>(std::min<int64_t>(r.trust, room)), block.tokens);
+            feeding.push_back(i);
+            asks.push_back({rows[i], r.pending, static_cast<int>(std::min<int64_t>(r.trust, room)), how[i], &r.seen});
+        }
+        const Guesses guesses = drafter_ ? drafter_->guess(asks) : Guesses(asks.size());
+        block.tokens.clear();
+        block.spans.clear();
+        block.spans.reserve(asks.size());
+        for (size_t a = 0; a < asks.size(); ++a) {
+            const int row = asks[a].row, first = static_cast<int>(block.tokens.size());
+            block.tokens.push_back(asks[a].pending);
+            block.tokens.insert(block.tokens.end(), guesses[a].begin(), guesses[a].end());
             const int count = static_cast<int>(block.tokens.size()) - first;
-            block.spans.push_back({rows[i], first, count, r.length, count});
-            fed[i] = &block.spans.back();
-            r.pending = -1;
+            block.spans.push_back({row, first, count, rows_[row].length, count});
+            fed[feeding[a]] = &block.spans.back();
+            rows_[row].pending = -1;
+            guesses_ += count - 1;
         }
         resize(static_cast<int>(block.tokens.size()));
     };
@@ -311,7 +321,7 @@ Generated Session::decode(const std::vector<int>& rows, int n, const std::vector
         const int32_t* guessed = fed[i] ? block.tokens.data() + fed[i]->first : nullptr;
         int used = 0;  // tokens fed that are part of the sequence: as long as each is the one drawn before it
         do {
-            if (used < count) take(r, guessed[used++]);
+            if (used < count) take(rows[i], guessed[used++]);
             const int at = out.lengths[i]++;
             const size_t slot = slot_of(rows[i], std::max(used - 1, 0));
             const LogitStats* part = stats_.data() + slot * parts;

@@ -6,13 +6,13 @@
 #include <vector>
 
 #include "cache.hpp"
+#include "draft.hpp"
 #include "model.hpp"
 #include "sampling.hpp"
 
 namespace small_doge {
 
 constexpr int kBlockTokens = 64;  // tokens that go through the layers together during prefill
-constexpr int kMatch = 3;         // tokens that must have stood before: what followed them is the guess
 
 // Consecutive tokens of one sequence within a block.
 struct Span {
@@ -37,9 +37,10 @@ struct Generated {
 
 class Session {
   public:
-    // slots: how many keys a key/value head keeps, at most the model's window. drafts: how many tokens decode guesses
-    // from what the sequence holds already, to check them together; fewer than kBlockTokens.
-    Session(std::shared_ptr<Model> model, int batch, int slots, int drafts);
+    // slots: how many keys a key/value head keeps, at most the model's window. drafts: how many tokens decode guesses,
+    // to check them together; fewer than kBlockTokens. They come from draft_model, a model of the same vocabulary and
+    // team, or if there is none from what the sequence holds already.
+    Session(std::shared_ptr<Model> model, int batch, int slots, int drafts, std::shared_ptr<Model> draft_model);
     ~Session();
     Session(const Session&) = delete;
     Session& operator=(const Session&) = delete;
@@ -56,13 +57,16 @@ class Session {
     void reset(const std::vector<int>& rows);
     // Makes row target what row source is: its keys, its last logits and what waits to be fed.
     void copy(int source, int target);
+    // Takes back a row's tokens from `length` on, of which none has evicted a key; `seen` is what remains.
+    void rewind(int row, int64_t length, const Seen& seen);
 
     const float* logits(int row) const { return logits_.data() + slot_of(row, 0) * ld_logits_; }
     int64_t length(int row) const { return rows_.at(row).length; }
-    int64_t steps() const { return steps_; }  // runs through the layers that decode took
+    int64_t steps() const { return steps_; }      // runs through the layers that decode took
+    int64_t guesses() const { return guesses_; }  // tokens that were guessed and checked in them
     int batch() const { return static_cast<int>(rows_.size()); }
     int slots() const { return slots_; }
-    size_t cache_bytes() const { return slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens); }
+    size_t cache_bytes() const;
     size_t cache_bytes_used() const;
     const Model& model() const { return *model_; }
 
@@ -72,8 +76,7 @@ class Session {
         int32_t pending = -1;  // sampled, but not yet fed
         bool ready = false;    // logits and stats belong to the last token
         Seen seen;
-        std::vector<int32_t> history;  // the tokens, as long as a guess may be looked up in them
-        int trust = 0;                 // how many tokens to guess next
+        int trust = 0;  // how many tokens to guess next
     };
     // The quantized form of a product's input, for one width.
     struct Input {
@@ -116,8 +119,7 @@ class Session {
                      std::vector<Block>& blocks, float* all_logits, float* all_hidden);
     void flush_pending(const std::vector<int>& rows);
     void advance(const Block& block);
-    void take(Row& row, int32_t token);
-    void guess(const Row& row, int most, std::vector<int32_t>& tokens) const;
+    void take(int row, int32_t token);
     void forget(int row, int tokens);
     // Where the logits and the stats of a span's p-th wanted token are.
     size_t slot_of(int row, int p) const { return static_cast<size_t>(row) * (drafts_ + 1) + p; }
@@ -129,7 +131,8 @@ class Session {
     int dim_;          // head_dim padded to the vector width
     size_t slot_bytes_ = 0, slot_bytes_total_ = 0;
 
-    int64_t steps_ = 0;
+    int64_t steps_ = 0, guesses_ = 0;
+    std::unique_ptr<Drafter> drafter_;  // none without drafts
     std::vector<Row> rows_;
     std::vector<HeadCache> caches_;
     uint8_t* cache_memory_ = nullptr;
