@@ -14,7 +14,7 @@ from small_doge.inference.torch_slots import EagerStep, TorchSlots
 FREE = [SamplingParams(), SamplingParams(temperature=1.0, seed=2**40 + 3)]
 FILTERED = [
     SamplingParams(temperature=1.0, top_k=5, top_p=0.7, seed=1),
-    SamplingParams(temperature=1.3, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=1.4, seed=9),
+    SamplingParams(temperature=1.3, top_k=20, top_p=0.9, min_p=0.02, repetition_penalty=3.0, seed=9),
 ]
 PROMPTS = [[0, 5, 9, 3, 8, 11], [0, *range(10, 21)]]
 
@@ -25,7 +25,7 @@ def run(model: Any, make_step: Callable[..., Any]) -> tuple[Any, list[Any], np.n
     session.runner = make_step(session.weights, session.state)
     rows = [2, 0]
     session.prefill(PROMPTS, rows)
-    parts = [session.decode(3, FREE, [(), (3, 9)], rows), session.decode(1, FILTERED, [()] * 2, rows)]
+    parts = [session.decode(3, FREE, [(), (3, 9)], rows), session.decode(2, FILTERED, [()] * 2, rows)]
     return session.state, parts, session.step([1, 2], rows)
 
 
