@@ -16,9 +16,28 @@ import triton_interpreter  # first: it chooses the interpreter
 import torch
 from kernels_compare import differences
 
-from small_doge.models.doge import joint_linear
+from small_doge.models.doge import joint_linear, mlp_doge, modeling_doge
 from small_doge.ops import dynamic_mask_attention
 from small_doge.ops.dynamic_mask_attention import retention, triton_attention
+
+FUSED = ((modeling_doge, "normed_rotary_heads"), (mlp_doge, "swiglu"))
+"""What a compiled model uses in place of the definitions' own steps."""
+
+
+def count_calls() -> dict[str, int]:
+    """How often each of them has been called, from now on."""
+    calls = dict.fromkeys((name for _, name in FUSED), 0)
+
+    def counted(name, function):
+        def call(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        return call
+
+    for module, name in FUSED:
+        setattr(module, name, counted(name, getattr(module, name)))
+    return calls
 
 
 def main() -> None:
@@ -29,8 +48,10 @@ def main() -> None:
         module.has_triton = lambda tensor: True
     # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads.
     joint_linear._reshapable = lambda x, *maps: torch.is_grad_enabled()
+    calls = count_calls()
     for case in json.loads(sys.argv[1]):
         print(json.dumps(differences(*case)), flush=True)
+    assert all(calls.values()), f"not used by any case: {calls}"
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ class DogeMLP(nn.Module):
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
         self.act_fn = ACT2FN[config.hidden_act]
+        self.gated_by_silu = config.hidden_act in ("silu", "swish")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The output, and the router's scores, of which a dense MLP has none."""
-        joint = joint_product(x, self.gate_proj, self.up_proj) if isinstance(self.act_fn, nn.SiLU) else None
+        joint = joint_product(x, self.gate_proj, self.up_proj) if self.gated_by_silu else None
         if joint is not None:
             return self.down_proj(swiglu(joint)), None
         gate, up = joint_linear(x, self.gate_proj, self.up_proj)
