@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ops.interpreted_process import interpreted, needs_triton
 
 # kind of model, most lanes that the matrix-vector kernels serve
 CASES = {
@@ -20,21 +17,18 @@ CASES = {
 }
 TESTS = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = needs_triton
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, dict[str, float]]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent / "src"), str(TESTS), *sys.path])}
-    command = [sys.executable, "-m", "inference.slots_interpreted", json.dumps(list(CASES.values()))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+def found() -> dict[str, dict[str, float]]:
+    lines = interpreted("-m", "inference.slots_interpreted", json.dumps(list(CASES.values())), paths=(TESTS,))
+    return dict(zip(CASES, lines, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_kernels_do_what_the_plain_step_does(case, interpreted):
-    assert not [name for name, difference in interpreted[case].items() if not difference < 1e-4], interpreted[case]
+def test_kernels_do_what_the_plain_step_does(case, found):
+    assert not [name for name, difference in found[case].items() if not difference < 1e-4], found[case]
 
 
 @pytest.mark.gpu

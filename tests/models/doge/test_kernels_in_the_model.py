@@ -6,15 +6,12 @@ On a GPU: `pytest tests/models/doge/test_kernels_in_the_model.py -m gpu -v`.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
 import pytest
 from kernels_compare import differences, too_large
+from ops.interpreted_process import interpreted, needs_triton
 
 FOLDER = Path(__file__).resolve().parent
 KINDS = ("dense", "mixture", "scores_per_query_head")
@@ -24,16 +21,14 @@ WAYS = ("trained", "prefilled_in_chunks", "packed", "padded_on_the_left")
 FAST = {"dense, trained": ("dense", KERNELS[0], "trained"), "mixture, packed": ("mixture", KERNELS[1], "packed")}
 SLOW = {", ".join(case): case for case in product(KINDS, KERNELS, WAYS)}
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = needs_triton
 
 
 def run_interpreted(cases: dict[str, tuple]) -> dict[str, dict[str, float]]:
-    paths = [FOLDER.parents[2] / "src", FOLDER.parents[1] / "ops", FOLDER.parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
-    command = [sys.executable, str(FOLDER / "kernels_interpreted.py"), json.dumps(list(cases.values()))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+    found = interpreted(
+        FOLDER / "kernels_interpreted.py", json.dumps(list(cases.values())), paths=(FOLDER.parent, FOLDER)
+    )
+    return dict(zip(cases, found, strict=True))
 
 
 @pytest.fixture(scope="module")

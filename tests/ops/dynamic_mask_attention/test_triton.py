@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from ops.interpreted_process import interpreted, needs_triton
 
 # kernel, query heads, key heads, queries, keys, window, limits, head size, dtype, scores
 FAST = {
@@ -49,15 +45,11 @@ SLOW = {
     "the running threshold over many chunks, ties": ("threshold", 1500, 300, "of four values"),
     "the running threshold with a window of one": ("threshold", 300, 1, "rising"),
 }
-FOLDER = Path(__file__).resolve().parent
 
 
 def run_interpreted(cases: dict[str, tuple]) -> dict[str, dict[str, float]]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(FOLDER.parents[2] / "src"), str(FOLDER.parent)])}
-    command = [sys.executable, "-m", f"{FOLDER.name}.interpreted", json.dumps(list(cases.values()))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+    found = interpreted("-m", "dynamic_mask_attention.interpreted", json.dumps(list(cases.values())))
+    return dict(zip(cases, found, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +67,7 @@ def assert_small(errors: dict[str, float], half: bool) -> None:
     assert not [name for name, error in errors.items() if not error < (4e-3 if half else 2e-6)], errors
 
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = needs_triton
 
 
 @pytest.mark.parametrize("name", FAST)

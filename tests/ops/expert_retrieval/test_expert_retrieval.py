@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.interpreted_process import interpreted, needs_triton
 
 from small_doge.ops.expert_retrieval import (
     balance_loss,
@@ -64,13 +60,9 @@ def test_all_experts_can_be_asked_for():
     assert (index.sort(1).values == torch.arange(16)).all()
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_the_kernels_find_count_and_differentiate_in_the_interpreter():
-    script = Path(__file__).with_name("interpreted.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    different = json.loads(done.stdout.splitlines()[-1])
+    (different,) = interpreted(Path(__file__).with_name("interpreted.py"))
     assert len(different) == 17 and not any(different.values()), different
 
 

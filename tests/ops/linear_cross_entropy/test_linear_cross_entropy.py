@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from ops.interpreted_process import interpreted, needs_triton
 
 from small_doge.ops.linear_cross_entropy import chunked, linear_cross_entropy
 
@@ -88,12 +84,8 @@ def test_what_does_not_fit_is_refused(change, message):
         linear_cross_entropy(**{"hidden_Nd": hidden, "weight_Vd": weight, "labels_N": labels} | change)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@needs_triton
 def test_triton_equals_the_definition_in_the_interpreter():
-    script = Path(__file__).with_name("interpreted.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    errors = json.loads(done.stdout.splitlines()[-1])
+    (errors,) = interpreted(Path(__file__).with_name("interpreted.py"))
     # Not (x < y): NaN must fail.
     assert not [name for name, error in errors.items() if not error < 2e-6], errors

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
-import pytest
 import torch
+from ops.interpreted_process import interpreted, needs_triton
 
 from small_doge.ops.rotary_heads import naive_normed_rotary_heads, rotate
 
@@ -38,16 +33,8 @@ def test_heads_come_in_the_order_of_the_product():
     torch.testing.assert_close(value, expected[:, :, 3:])
 
 
-@pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
-    script = Path(__file__).with_name("interpreted.py")
-    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, env=environment)
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_the_kernels_equal_the_definition_in_the_interpreter(errors):
+@needs_triton
+def test_the_kernels_equal_the_definition_in_the_interpreter():
+    (errors,) = interpreted(Path(__file__).with_name("interpreted.py"))
     # Not (x < y): NaN must fail.
     assert len(errors) == 24 and not {name: error for name, error in errors.items() if not error < 1e-6}
