@@ -143,6 +143,13 @@ def test_reasoning_gym_scores_its_own_tasks() -> None:
     assert get_reward("gym")(Group("4", ["4"])) == [None]
 
 
+def test_reasoning_gym_can_be_asked_to_pay_for_whole_answers_only() -> None:
+    pytest.importorskip("reasoning_gym", reason="needs reasoning-gym: install small-doge[reason]")
+    group = Group("2", ["126", "2"], metadata={"source_dataset": "gcd"})
+    assert get_reward("gym")(group) == [pytest.approx(1 / 3), 1.0]
+    assert get_reward("gym", whole=True)(group) == [0.0, 1.0]
+
+
 def test_rewards_are_found_by_name() -> None:
     assert get_reward("accuracy")(Group("4", ["4", "5"])) == [1.0, 0.0]
     with pytest.raises(ValueError, match=f"choose from {', '.join(sorted(REWARDS))}"):

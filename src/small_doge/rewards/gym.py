@@ -6,10 +6,15 @@ from small_doge.rewards.answers import answer_of
 from small_doge.rewards.group import Group, Judgement
 
 
-def gym_score(group: Group) -> list[Judgement]:
+def gym_score(group: Group, whole: bool = False) -> list[Judgement]:
     """The score from 0 to 1 that the task's own scorer gives; None where the data names no task of reasoning-gym.
 
     The data's column `metadata` names it (`source_dataset`). A completion that never closes its thoughts scores 0.
+
+    Args:
+        group: The completions of one problem.
+        whole: Pay nothing for a part of the right answer, for which some scorers pay: that of `gcd` gives 1/3 to "126"
+            where 2 is right, and a small model learns to say that (docs/results.md).
 
     Raises:
         ValueError: reasoning-gym is not installed.
@@ -25,4 +30,5 @@ def gym_score(group: Group) -> list[Judgement]:
     score = get_score_answer_fn(task)
     entry = {"answer": group.answer, "metadata": group.metadata}
     answers = [answer_of(text) for text in group.texts]
-    return [0.0 if answer is None else float(score(answer=answer, entry=entry)) for answer in answers]
+    scores = [0.0 if answer is None else float(score(answer=answer, entry=entry)) for answer in answers]
+    return [float(value == 1.0) for value in scores] if whole else scores
