@@ -11,14 +11,12 @@ those of the whole past. The last line printed is the rows as JSON.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import Row, finish, origin
 
 from small_doge import DogeCache, DogeConfig, DogeForCausalLM
 from small_doge.utils.hardware import device_name
@@ -53,11 +51,11 @@ def refuse_if_wrong(size: str, layers: int) -> None:
         sys.exit(f"the cache's logits differ from those of the whole past by {difference}: nothing was measured.")
 
 
-def decode(model: DogeForCausalLM, tokens: int) -> list[dict[str, Any]]:
+def decode(model: DogeForCausalLM, tokens: int) -> list[Row]:
     """Rows of a greedy decoding of one sequence from its first token."""
     cache = DogeCache(model.config)
     token = torch.zeros(1, 1, dtype=torch.long)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     measured: dict[str, list[int]] = {"cache bytes": [], "resident bytes": []}
     for count in range(1, tokens + 1):
         token = model(token, past_key_values=cache).logits.argmax(-1)
@@ -95,13 +93,10 @@ def main() -> None:
         "variant": f"DogeCache, w = {args.window}, {args.layers} of the layers, fp32",
         "size": args.size,
         "device": device_name("cpu"),
-        "command": " ".join(["python", *sys.argv]),
-        "commit": subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], text=True).strip(),
+        **origin(),
     }
     rows = [common | row for row in decode(random_model(args.size, args.layers, args.window), args.tokens)]
-    if args.out:
-        args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows))
+    finish(rows, args.out)
 
 
 if __name__ == "__main__":

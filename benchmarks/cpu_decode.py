@@ -9,20 +9,18 @@ The benchmark refuses to run where fp32 logits differ from transformers'. The la
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from rows import Table, finish
 from transformers import DogeConfig, DogeForCausalLM
 
 from small_doge.inference import native
@@ -103,13 +101,6 @@ def refuse_if_wrong(model: DogeForCausalLM, folder: Path) -> None:
         sys.exit("fp32 logits differ from transformers'; mend the core before timing it")
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
-
-
 def device_name() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -117,22 +108,12 @@ def device_name() -> str:
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-class Table:
-    """Rows of the benchmark `name`; prints each as it comes."""
+LINE = "{size:5} {variant:30} {metric:24} {value:12{digits}}  [{min:{digits}}, {max:{digits}}]"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.rows: list[dict[str, Any]] = []
-        self.common = {"device": device_name(), "command": " ".join(sys.argv), "commit": commit()}
 
-    def add(self, variant: str, size: str, metric: str, values: list[float], digits: int = 3) -> float:
-        value = statistics.median(values)
-        row = {"name": self.name, "variant": variant, "size": size, "metric": metric, "value": round(value, digits)}
-        row |= {"n": len(values), "min": round(min(values), digits), "max": round(max(values), digits), **self.common}
-        self.rows.append(row)
-        spread = f"[{min(values):.{digits}f}, {max(values):.{digits}f}]"
-        print(f"{size:5} {variant:30} {metric:24} {value:12.{digits}f}  {spread}", flush=True)
-        return value
+def new_table(name: str) -> Table:
+    """The rows of a benchmark of the native core, printed as they come."""
+    return Table(name, device_name(), LINE, ".3f")
 
 
 def interleave(variants: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -164,7 +145,7 @@ def measure(args: argparse.Namespace, size: str, table: Table, folder: Path) -> 
             rates = interleave(runs, args.rounds)
             suffix = "" if batch == 1 else f", batch {batch}"
             for name, values in rates.items():
-                rate = table.add(name, size, f"tokens/s{suffix}", values)
+                rate = table.add(name, size, f"tokens/s{suffix}", values)["value"]
                 if name == base:
                     continue
                 paired = [a / b for a, b in zip(values, rates[base], strict=True)]
@@ -206,13 +187,11 @@ def main() -> None:
         parser.error("--cpu-time sums over threads: give --threads 1")
     global timer
     timer = time.process_time if args.cpu_time else time.perf_counter
-    table = Table("cpu_decode")
+    table = new_table("cpu_decode")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             measure(args, size, table, Path(folder))
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

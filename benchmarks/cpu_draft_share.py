@@ -10,14 +10,14 @@ too, --cpu-time counts CPU seconds of one thread. The last line printed is the r
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from cpu_decode import SIZES, Table
+from cpu_decode import SIZES, new_table
+from rows import finish
 from transformers import DogeConfig, DogeForCausalLM
 
 from small_doge.inference.native import DTYPES, NativeModel
@@ -105,7 +105,7 @@ def main() -> None:
     timer = time.process_time if args.cpu_time else time.perf_counter
     generator = np.random.default_rng(0)
     follows = walk(generator)
-    table = Table("cpu_draft_share")
+    table = new_table("cpu_draft_share")
     with tempfile.TemporaryDirectory() as folder:
         large = Path(folder) / "large"
         save_walk(args.size, follows, large)
@@ -129,9 +129,7 @@ def main() -> None:
                     for each, base in zip(figures, rounds["no guesses"], strict=True)
                 ]
                 table.add(f"{args.dtype}, {name}", args.size, "times no guesses", rates)
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

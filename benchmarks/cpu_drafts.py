@@ -14,7 +14,8 @@ import time
 from itertools import product
 from pathlib import Path
 
-from cpu_decode import Table
+from cpu_decode import new_table
+from rows import finish
 from transformers import AutoTokenizer
 
 from small_doge.inference.native import DTYPES, NativeModel
@@ -71,7 +72,7 @@ def main() -> None:
         )["input_ids"]
         for line in lines
     ]
-    table = Table("cpu_drafts")
+    table = new_table("cpu_drafts")
     for dtype in args.dtypes:
         cores = {}
         for n, small in product(args.drafts, [None, args.draft_model] if args.draft_model else [None]):
@@ -95,10 +96,8 @@ def main() -> None:
                 for metric in rounds[name][0]:
                     table.add(variant, args.checkpoint.name, metric, [figures[metric] for figures in rounds[name]])
                 same = text == next(iter(texts.values()))
-                table.add(variant, args.checkpoint.name, "same tokens", [float(same)], digits=0)
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+                table.add(variant, args.checkpoint.name, "same tokens", [float(same)], digits=".0f")
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ run where the Llama's logits are not transformers'. The last line printed is the
 
 import argparse
 import ctypes
-import json
 import sys
 import tempfile
 import time
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_decode import PROMPT, SIZES, Table, interleave, native_decode, prompts, random_checkpoint
+from cpu_decode import PROMPT, SIZES, interleave, native_decode, new_table, prompts, random_checkpoint
+from rows import Table, finish
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from small_doge.inference import native
@@ -201,13 +201,11 @@ def main() -> None:
     args = parser.parse_args()
     if api is None or not native.is_available():
         sys.exit(missing if api is None else native.reason())
-    table = Table("cpu_llama_cpp")
+    table = new_table("cpu_llama_cpp")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
             measure(args, size, table, Path(folder))
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ mapped file count where they were touched. Linux only. The last line printed is 
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from cpu_decode import SIZES, Table, random_checkpoint
+from cpu_decode import SIZES, new_table, random_checkpoint
+from rows import finish
 
 from small_doge.inference.native import DTYPES, NativeModel
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    table = Table("cpu_load")
+    table = new_table("cpu_load")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
@@ -61,12 +61,10 @@ def main() -> None:
                 NativeModel.load(folder, dtype).save(saved)
                 for name, path in {"checkpoint": folder, "saved file": saved}.items():
                     seconds, megabytes = zip(*(one(path, dtype) for _ in range(args.rounds)), strict=True)
-                    table.add(f"{dtype}, {name}", size, "load seconds", list(seconds), digits=4)
-                    table.add(f"{dtype}, {name}", size, "peak MB above idle", list(megabytes), digits=1)
+                    table.add(f"{dtype}, {name}", size, "load seconds", seconds, ".4f")
+                    table.add(f"{dtype}, {name}", size, "peak MB above idle", megabytes, ".1f")
                 saved.unlink()
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

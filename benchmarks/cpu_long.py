@@ -9,13 +9,13 @@ printed is the rows as JSON.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from cpu_decode import Table, random_checkpoint
+from cpu_decode import new_table, random_checkpoint
+from rows import finish
 
 from small_doge.inference.native import NativeModel
 from small_doge.inference.sampling import SamplingParams
@@ -49,7 +49,7 @@ def main() -> None:
     session = core.new_session(max_slots=args.window)
     session.prefill([[0]])
     how = [SamplingParams(temperature=1.0, seed=0)]
-    table = Table("cpu_long")
+    table = new_table("cpu_long")
     rates, memory = [], []
     with tempfile.TemporaryFile() as drawn:  # not in memory, whose growth is measured
         np.save(drawn, session.decode(2 * args.window, how).tokens)  # from here on the cache is full
@@ -73,13 +73,9 @@ def main() -> None:
     table.add(variant, args.size, f"tokens/s of each tenth of {args.tokens}", rates)
     table.add(variant, args.size, "resident MB after each tenth", memory)
     table.add(variant, args.size, "prefill of all, tokens/s", [len(sequence) / seconds])
-    table.add(
-        variant, args.size, "largest difference of the last logits", [float(np.abs(prefilled - decoded).max())], 6
-    )
-    table.add(variant, args.size, "standard deviation of the last logits", [float(decoded.std())], 6)
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+    table.add(variant, args.size, "largest difference of the last logits", [np.abs(prefilled - decoded).max()], ".6f")
+    table.add(variant, args.size, "standard deviation of the last logits", [decoded.std()], ".6f")
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ last line printed is the rows as JSON.
 """
 
 import argparse
-import json
 import math
 from pathlib import Path
 
 import numpy as np
-from cpu_decode import Table
+from cpu_decode import new_table
+from rows import finish
 from transformers import AutoTokenizer
 
 from small_doge.evaluation.summary import read_up_to
@@ -46,7 +46,7 @@ def main() -> None:
             if len(window) > 1:
                 windows.append(window)
                 text_bytes += len(tokenizer.decode(window[1:]).encode())
-    table = Table("cpu_quality")
+    table = new_table("cpu_quality")
     cores = {dtype: NativeModel.load(args.checkpoint, dtype) for dtype in DTYPES}
     nats, divergence = dict.fromkeys(cores, 0.0), dict.fromkeys(cores, 0.0)
     for ids in windows:
@@ -57,14 +57,12 @@ def main() -> None:
             divergence[dtype] += (np.exp(exact) * (exact - got)).sum()
     per_byte = math.log(2) * text_bytes
     for dtype in cores:
-        table.add(dtype, args.checkpoint.name, "bits per byte", [nats[dtype] / per_byte], digits=5)
+        table.add(dtype, args.checkpoint.name, "bits per byte", [nats[dtype] / per_byte], digits=".5f")
         above = 100 * (nats[dtype] / nats["fp32"] - 1)
-        table.add(dtype, args.checkpoint.name, "percent above fp32", [above], digits=4)
+        table.add(dtype, args.checkpoint.name, "percent above fp32", [above], digits=".4f")
         apart = 100 * divergence[dtype] / nats["fp32"]
-        table.add(dtype, args.checkpoint.name, "divergence in percent of fp32", [apart], digits=4)
-    if args.out:
-        args.out.write_text(json.dumps(table.rows, indent=1) + "\n")
-    print(json.dumps(table.rows))
+        table.add(dtype, args.checkpoint.name, "divergence in percent of fp32", [apart], digits=".4f")
+    finish(table.rows, args.out)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ accelerate, and no network; zstandard only where the files are compressed. The l
 """
 
 import argparse
-import json
 import logging
 import platform
 import random
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from rows import Table, finish
 from transformers import PreTrainedTokenizerFast
 
 from small_doge import DogeConfig, DogeForCausalLM
@@ -31,7 +30,6 @@ from small_doge.evaluation.lm import SmallDogeLM
 from small_doge.evaluation.rows import find_rows, read_rows
 from small_doge.utils.hardware import device_name
 
-ROOT = Path(__file__).resolve().parents[1]
 Pair = tuple[str, str]
 
 
@@ -108,12 +106,6 @@ def seconds(lm: HFLM, pairs: list[Pair]) -> tuple[float, float]:
     return time.perf_counter() - start, time.process_time() - processors
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, number, least and most."""
-    found = {"value": statistics.median(values), "n": len(values), "min": min(values), "max": max(values)}
-    return {key: round(value, 3) for key, value in found.items()}
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
@@ -156,50 +148,39 @@ def main() -> None:
             times[name].append({task: seconds(lm, pairs) for task, pairs in tasks.items()})
             print(name, times[name][-1], file=sys.stderr, flush=True)
     device = device_name(options.device) + ("" if on_gpu else f", {torch.get_num_threads()} threads")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    rows = []
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    more = {"dtype": options.dtype, "largest_difference": worst, "versions": versions}
+    table = Table("eval_speed", device, digits=".3f", **more)
     for name, rounds in times.items():
         for task in [*tasks, "all"]:
             values, processors = (
                 [sum(pair[i] for pair in r.values()) if task == "all" else r[task][i] for r in rounds] for i in (0, 1)
             )
-            rows.append(
-                {
-                    "name": "eval_speed",
-                    "variant": f"{name}, {task}",
-                    "size": options.model,
-                    "device": device,
-                    "metric": "seconds",
-                    **spread(values),
-                    "processor_seconds": round(statistics.median(processors), 3),
-                    "requests": sum(map(len, tasks.values())) if task == "all" else len(tasks[task]),
-                    "dtype": options.dtype,
-                    "largest_difference": worst,
-                    "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
-                    "command": " ".join(["python", *sys.argv]),
-                    "commit": commit.stdout.strip() or "unknown",
-                }
+            table.add(
+                f"{name}, {task}",
+                options.model,
+                "seconds",
+                values,
+                processor_seconds=round(statistics.median(processors), 3),
+                requests=sum(map(len, tasks.values())) if task == "all" else len(tasks[task]),
             )
-    mine = next(row for row in rows if row["variant"] == "small-doge, all")
-    stock_rows = [row for row in rows if row["variant"].startswith("hf") and row["variant"].endswith(", all")]
+    mine = next(row for row in table.rows if row["variant"] == "small-doge, all")
+    stock_rows = [row for row in table.rows if row["variant"].startswith("hf") and row["variant"].endswith(", all")]
     fastest = min(stock_rows, key=lambda row: row["value"])
     rounds_of = {row["variant"]: times[row["variant"].removesuffix(", all")] for row in (mine, fastest)}
     ratios = [
         sum(pair[0] for pair in theirs.values()) / sum(pair[0] for pair in ours_.values())
         for theirs, ours_ in zip(rounds_of[fastest["variant"]], rounds_of[mine["variant"]], strict=True)
     ]
-    rows.append(
-        {
-            **mine,
-            "variant": f"small-doge beside {fastest['variant']}",
-            "metric": "times faster",
-            **spread(ratios),
-            "processor_seconds": round(fastest["processor_seconds"] / mine["processor_seconds"], 2),
-        }
+    table.add(
+        f"small-doge beside {fastest['variant']}",
+        options.model,
+        "times faster",
+        ratios,
+        processor_seconds=round(fastest["processor_seconds"] / mine["processor_seconds"], 2),
+        requests=mine["requests"],
     )
-    if options.out is not None:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(rows))
+    finish(table.rows, options.out)
 
 
 if __name__ == "__main__":
