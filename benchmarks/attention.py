@@ -12,7 +12,6 @@ Rows go to DIR/attention_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). 
 """
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -28,11 +27,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from rows import RESULTS, ROOT, Row, Table, save
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from triton.testing import do_bench
 
-ROOT = Path(__file__).resolve().parents[1]
 DEVICE = "cuda"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOLERANCE = {"fp32": 2e-4, "bf16": 2e-2, "fp16": 4e-3}
@@ -248,21 +247,18 @@ def variants(c: Case) -> dict[str, tuple]:
     return found | {name: (ours(name), name) for name in names}
 
 
-def section_time(args, red: set[str], deadline: float) -> list[dict]:
-    rows = []
+def section_time(args, table: Table, red: set[str], deadline: float) -> None:
     for size, c in (GOALS if args.quick else SIZES).items():
-        found = time_size(size, c, args, red, deadline)
+        found = time_size(size, c, args, table, red, deadline)
         print(f"\n{size}")
         for name in dict.fromkeys(r["variant"] for r in found):
             mine = [r for r in found if r["variant"] == name]
             parts = [f"{r['metric']} {r['value']:.3f} ({r['min']:.3f}..{r['max']:.3f}, n={r['n']})" for r in mine]
             print(f"  {name:26s} {' | '.join(parts)}", flush=True)
-        rows += found
         torch.cuda.empty_cache()
-    return rows
 
 
-def time_size(size: str, c: Case, args, red: set[str], deadline: float) -> list[dict]:
+def time_size(size: str, c: Case, args, table: Table, red: set[str], deadline: float) -> list[Row]:
     inputs, limit = make_inputs(c, torch.bfloat16)
     grad = torch.randn_like(inputs[0])
 
@@ -296,29 +292,12 @@ def time_size(size: str, c: Case, args, red: set[str], deadline: float) -> list[
         for key, call in calls.items():
             if time.monotonic() < deadline:
                 found.setdefault(key, []).append(milliseconds(call))
-    return [row(size, name, metric, values, args) for (name, metric), values in (found | memory).items()]
+    return [table.add(name, size, metric, values) for (name, metric), values in (found | memory).items()]
 
 
 def milliseconds(call) -> float:
     """The median of one round, the L2 cache cleared before each launch."""
     return do_bench(call, warmup=5, rep=25, return_mode="median")
-
-
-def row(size: str, variant: str, metric: str, values: list[float], args) -> dict:
-    ordered = sorted(values)
-    return {
-        "name": "attention",
-        "variant": variant,
-        "size": size,
-        "device": torch.cuda.get_device_name(),
-        "metric": metric,
-        "value": round(ordered[len(ordered) // 2], 4),
-        "n": len(ordered),
-        "min": round(ordered[0], 4),
-        "max": round(ordered[-1], 4),
-        "command": " ".join(["python", "benchmarks/attention.py", *sys.argv[1:]]),
-        "commit": args.commit,
-    }
 
 
 def section_profile(red: set[str], deadline: float) -> None:
@@ -356,27 +335,23 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=220, help="no new timing starts after this")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of every variant")
     parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 1) - 2)))
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker is not None:
         return run_cases([Case(*case) for case in args.worker])
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU")
-    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    args.commit = described.stdout.strip() or "unknown"
+    table = Table("attention", torch.cuda.get_device_name())
     started = time.monotonic()
-    print(f"{torch.cuda.get_device_name()} torch {torch.__version__} commit {args.commit}", flush=True)
+    print(f"{table.device} torch {torch.__version__} commit {table.more['commit']}", flush=True)
     red = section_check(args, started + args.seconds * 0.5)
     print(f"checked after {time.monotonic() - started:.0f} s; red: {sorted(red) or 'none'}", flush=True)
-    rows = section_time(args, red, started + args.seconds)
+    section_time(args, table, red, started + args.seconds)
     section_profile(red, started + args.seconds + 10)
-    args.out.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name().replace(" ", "-")
-    path = args.out / f"attention_{device}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1))
+    path = save(table.rows, args.out, table.name, table.device)
     print(f"took {time.monotonic() - started:.0f} s; rows in {path}")
-    print(json.dumps({"red": sorted(red), "rows": len(rows), "file": path.name}))
+    print(json.dumps({"red": sorted(red), "rows": len(table.rows), "file": path.name}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ is JSON.
 """
 
 import argparse
-import datetime
 import importlib
 import itertools
 import json
@@ -19,7 +18,6 @@ import os
 import platform
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,8 +25,8 @@ import time
 from pathlib import Path
 
 import accelerate
+from rows import RESULTS, Table, save
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_LENGTH = 2048
 READ_PASSES = 3
 BATCH_DOCUMENTS = 100
@@ -205,7 +203,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--larger", type=int, default=4, help="also prepare so many times the text, for its memory")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child")
     arguments = parser.parse_args()
     if arguments.child:
@@ -241,18 +239,9 @@ def main() -> None:
 
 def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked: int) -> None:
     """Write the rows of the benchmark and print the last line."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     device = f"cpu-{platform.machine()}-{os.cpu_count()}cores"
-    common = {
-        "name": "data_pipeline",
-        "size": f"{arguments.megabytes} MB",
-        "device": device,
-        "command": "python benchmarks/data_pipeline.py " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip(),
-        "workers": arguments.workers,
-        "documents_with_equal_ids": checked,
-    }
-    rows = []
+    more = {"workers": arguments.workers, "documents_with_equal_ids": checked}
+    table, size = Table("data_pipeline", device, digits="", **more), f"{arguments.megabytes} MB"
     for variant, runs in results.items():
         measured = {
             "tokens/s": [run["tokens"] / run["seconds"] for run in runs],
@@ -261,7 +250,8 @@ def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked
         }
         if variant == "read back":
             measured["seconds to the last batch, skipping all others"] = [run["resume_seconds"] for run in runs]
-        rows += [row({**common, "variant": variant}, metric, values) for metric, values in measured.items()]
+        for metric, values in measured.items():
+            table.add(variant, size, metric, values)
 
     def ratio(over: str, under: str, key: str) -> list[float]:
         """Round by round: how many times the tokens a second (or CPU second) of one variant those of another are."""
@@ -277,18 +267,11 @@ def write(arguments: argparse.Namespace, results: dict[str, list[dict]], checked
             share / arguments.workers for share in ratio("ours", floor, "seconds")
         ],
     }
-    rows += [row({**common, "variant": "ours"}, metric, values) for metric, values in compared.items()]
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"data_pipeline_{device}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    medians = {f"{item['variant']}: {item['metric']}": item["value"] for item in rows}
+    for metric, values in compared.items():
+        table.add("ours", size, metric, values)
+    save(table.rows, arguments.out, table.name, device)
+    medians = {f"{row['variant']}: {row['metric']}": row["value"] for row in table.rows}
     print(json.dumps(medians))
-
-
-def row(common: dict, metric: str, values: list[float]) -> dict:
-    """One row of the results file."""
-    spread = {"value": statistics.median(values), "n": len(values), "min": min(values), "max": max(values)}
-    return {**common, "metric": metric, **spread}
 
 
 if __name__ == "__main__":

@@ -14,10 +14,7 @@ Rows go to DIR/gpu_decode_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results).
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import statistics
 import subprocess
 import sys
 import time
@@ -27,16 +24,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import RESULTS, Table, save
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.inference import gpu_graphs
 from small_doge.inference.sampling import SamplingParams
 from small_doge.inference.torch_slots import TorchSlots
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT, TOKENS, LONGEST = 32, 256, 512
 TOLERANCE = {"float32": 1e-4, "bfloat16": 6e-2}
 """Of a log-probability, against fp32."""
+LINE = "{size:5} {variant:34} {metric:28} {value:12,.1f}  [{min:,.1f}, {max:,.1f}]"
 
 
 def random_model(size: str, dtype: torch.dtype, **fields: Any) -> DogeForCausalLM:
@@ -125,22 +123,6 @@ def section_check(args: argparse.Namespace, deadline: float) -> set[tuple[str, i
         if not found["good"]:
             red.add((job[0], job[1]))
     return red
-
-
-class Table:
-    """Rows as DESIGN.md asks for them; prints each as it comes."""
-
-    def __init__(self, command: str, commit: str) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.common = {"device": torch.cuda.get_device_name(), "command": command, "commit": commit}
-
-    def add(self, variant: str, size: str, metric: str, values: list[float]) -> None:
-        value = statistics.median(values)
-        row = {"name": "gpu_decode", "variant": variant, "size": size, "metric": metric, "value": round(value, 3)}
-        self.rows.append(
-            row | {"n": len(values), "min": round(min(values), 3), "max": round(max(values), 3)} | self.common
-        )
-        print(f"{size:5} {variant:34} {metric:28} {value:12,.1f}  [{min(values):,.1f}, {max(values):,.1f}]", flush=True)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -263,19 +245,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=140, help="no new timing starts after this")
     parser.add_argument("--tune", action="store_true", help="also try other tiles of the attention kernel")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU")
     if args.worker is not None:
         return run_checks(args.worker)
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    command = " ".join(["python", "benchmarks/gpu_decode.py", *sys.argv[1:]])
-    table = Table(command, found.stdout.strip() or "unknown")
+    table = Table("gpu_decode", torch.cuda.get_device_name(), LINE, ".3f")
     started = time.monotonic()
     deadline = started + args.seconds
-    print(f"{torch.cuda.get_device_name()} torch {torch.__version__} commit {table.common['commit']}", flush=True)
+    print(f"{table.device} torch {torch.__version__} commit {table.more['commit']}", flush=True)
     red = section_check(args, started + args.seconds * 0.5)
     print(f"checked after {time.monotonic() - started:.0f} s; red: {sorted(red) or 'none'}", flush=True)
     for size in args.sizes:
@@ -300,10 +280,7 @@ def main() -> None:
                     f"transformers {size} {batch}",
                     lambda s=size, b=batch, n=tokens: time_transformers(table, s, b, 2, n),
                 )
-    args.out.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name().replace(" ", "-")
-    path = args.out / f"gpu_decode_{device}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(table.rows, indent=1) + "\n")
+    path = save(table.rows, args.out, table.name, table.device)
     print(f"took {time.monotonic() - started:.0f} s; rows in {path}")
     print(json.dumps({"red": sorted(map(list, red)), "rows": len(table.rows), "file": path.name}))
 

@@ -13,28 +13,23 @@ Rows go to DIR/rollouts_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). T
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import statistics
-import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
+from rows import RESULTS, Table, save
 from torch import Tensor
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.inference.sampling import SamplingParams
 from small_doge.inference.torch_slots import TorchSlots
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT, GROUP = 64, 8
 TOLERANCE = 0.02
 """Mean difference of a log-probability between the engine and the training forward, both in bf16."""
+LINE = "{size:5} {variant} {metric:36} {value:14,.3f}  [{min:,.3f}, {max:,.3f}]"
 
 
 class Step:
@@ -102,7 +97,7 @@ def now() -> float:
     return time.perf_counter()
 
 
-def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(size: str, args: argparse.Namespace, table: Table) -> None:
     step = Step(size, args)
     started = now()
     mean, largest = step.difference()
@@ -110,7 +105,7 @@ def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list
     note = f"log-probability differs by {mean:.1e} in the mean, {largest:.1e} at the most"
     print(f"{'PASS' if good else 'FAIL'} {size}: {note}; first call {now() - started:.1f} s", flush=True)
     if not good:
-        return []
+        return
     step.train(step.rollouts(1)[0])
     found: dict[str, list[float]] = {"rollout tokens/s": [], "rollout seconds": [], "step seconds": []}
     for i in range(args.rounds):
@@ -123,17 +118,8 @@ def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list
         found["step seconds"].append(now() - start)
     found["largest log-probability difference"] = [largest]
     found["peak GiB"] = [torch.cuda.max_memory_allocated() / 2**30]
-    rows = []
     for metric, values in found.items():
-        value, low, high = (round(x, 4) for x in (statistics.median(values), min(values), max(values)))
-        variant = f"{args.rollouts} x {args.tokens}, slots, bf16"
-        rows.append(
-            {"name": "rollouts", "variant": variant, "size": size, "metric": metric, "value": value}
-            | {"n": len(values), "min": low, "max": high}
-            | common
-        )
-        print(f"{size:5} {variant} {metric:36} {value:14,.3f}  [{low:,.3f}, {high:,.3f}]", flush=True)
-    return rows
+        table.add(f"{args.rollouts} x {args.tokens}, slots, bf16", size, metric, values)
 
 
 def main() -> None:
@@ -143,30 +129,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--micro-batch", type=int, default=64, help="rows of one training forward")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU")
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    command = " ".join(["python", "benchmarks/rollouts.py", *sys.argv[1:]])
-    common = {
-        "device": torch.cuda.get_device_name(),
-        "command": command,
-        "commit": found.stdout.strip() or "unknown",
-    }
-    rows: list[dict[str, Any]] = []
+    table = Table("rollouts", torch.cuda.get_device_name(), LINE)
     for size in args.sizes:
         # A failure is printed, and the rest of the borrowed time is used.
         try:
-            rows += measure(size, args, common)
+            measure(size, args, table)
         except Exception:
             print(f"FAILED {size}\n{traceback.format_exc()[-3000:]}", flush=True)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"rollouts_{common['device'].replace(' ', '-')}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps({"rows": len(rows), "file": path.name}))
+    path = save(table.rows, args.out, table.name, table.device)
+    print(json.dumps({"rows": len(table.rows), "file": path.name}))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,8 @@ Rows go to DIR/rollouts-trl_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import random
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,17 +23,17 @@ from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict
+from rows import RESULTS, ROOT, Table, save
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.processor.tokenizer import train_tokenizer
 from small_doge.rewards import REWARDS, Group, Judgement
 from small_doge.trainer.doge import grpo
 from small_doge.utils.hardware import default_device, device_name
-from small_doge.utils.provenance import git_state
 
-ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = {"cuda": 0.02, "cpu": 1e-4}
 """Mean difference of a log-probability in nats that is let pass: in bf16 on a GPU, in fp32 on a CPU."""
+LINE = "{size:5} {variant} {metric:36} {value:14,.6g}  [{min:,.6g}, {max:,.6g}]"
 
 
 class TimedTrainer(grpo.ReinforcementTrainer):
@@ -123,8 +119,8 @@ METRICS = {
 }
 
 
-def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one size."""
+def measure(size: str, args: argparse.Namespace, table: Table) -> None:
+    """Add the rows of one size."""
     with tempfile.TemporaryDirectory() as name:
         save_random_model(Path(name) / "model", size)
         save_questions(Path(name) / "data", args.rollouts)
@@ -135,15 +131,10 @@ def measure(size: str, args: argparse.Namespace, common: dict[str, Any]) -> list
     found = {title: [step[key] for step in steps] for key, title in METRICS.items()}
     if device == "cuda":
         found["peak GiB"] = [torch.cuda.max_memory_allocated() / 2**30]
-    rows = []
     for metric, values in found.items():
-        value, low, high = (float(f"{x:.6g}") for x in (statistics.median(values), min(values), max(values)))
-        row = {"name": "rollouts", "variant": variant, "size": size, "metric": metric, "value": value}
-        rows.append(row | {"n": len(values), "min": low, "max": high} | common)
-        print(f"{size:5} {variant} {metric:36} {value:14,.6g}  [{low:,.6g}, {high:,.6g}]", flush=True)
+        table.add(variant, size, metric, values)
     if mean > TOLERANCE[device]:
         raise SystemExit(f"{size}: log-probabilities differ by {mean:.1e} in the mean: no row is written.")
-    return rows
 
 
 def main() -> None:
@@ -154,7 +145,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=int, default=64, help="completions of one training forward")
     parser.add_argument("--checkpointing", action="store_true", help="compute activations again")
     parser.add_argument("--steps", type=int, default=6, help="counted steps, after one that is not")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.steps < 1:
         parser.error("--steps must be at least 1.")
@@ -162,21 +153,14 @@ def main() -> None:
         parser.error("--rollouts must be a multiple of --micro-batch and of 8.")
     REWARDS["letters"] = letters
     grpo.ReinforcementTrainer = TimedTrainer
-    common = {
-        "device": device_name(str(default_device())),
-        "command": " ".join(["python", "benchmarks/rollouts_trl.py", *sys.argv[1:]]),
-        "commit": git_state(ROOT) or os.environ.get("COMMIT", "unknown"),
-    }
-    rows: list[dict[str, Any]] = []
+    table = Table("rollouts", device_name(str(default_device())), LINE, ".6g")
     for size in args.sizes:
-        rows += measure(size, args, common)
+        measure(size, args, table)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"rollouts-trl_{common['device'].replace(' ', '-')}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps({"rows": len(rows), "file": path.name}))
+    path = save(table.rows, args.out, "rollouts-trl", table.device)
+    print(json.dumps({"rows": len(table.rows), "file": path.name}))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
 import json
-import os
 import socket
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
+from rows import RESULTS, Table, save
 
 from small_doge.utils.hardware import device_name
-from small_doge.utils.provenance import git_state
 
-ROOT = Path(__file__).resolve().parents[1]
 METRICS = ("tokens/s", "tokens/s of a stream", "ms to the first token, median", "ms to the first token, 95 %")
 
 
@@ -90,8 +86,8 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def measure(args: argparse.Namespace, dtype: str, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one weight type."""
+def measure(args: argparse.Namespace, dtype: str, table: Table) -> None:
+    """Add the rows of one weight type."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = ["serve", f"measured={args.model}", "--device", args.device, "--dtype", dtype, "--port", str(port)]
@@ -108,13 +104,10 @@ def measure(args: argparse.Namespace, dtype: str, common: dict[str, Any]) -> lis
     finally:
         server.kill()
         server.wait()
-    rows = []
     for (streams, metric), values in found.items():
-        value, low, high = (float(f"{x:.5g}") for x in (statistics.median(values), min(values), max(values)))
-        row = {"name": "serving", "variant": f"{dtype}, {streams} streams", "size": Path(args.model).name}
-        rows.append(row | {"metric": metric, "value": value, "n": len(values), "min": low, "max": high} | common)
-        print(f"{dtype} {streams:4} streams  {metric:32} {value:10,.5g}  [{low:,.5g}, {high:,.5g}]", flush=True)
-    return rows
+        row = table.add(f"{dtype}, {streams} streams", Path(args.model).name, metric, values)
+        spread = f"{row['value']:10,.5g}  [{row['min']:,.5g}, {row['max']:,.5g}]"
+        print(f"{dtype} {streams:4} streams  {metric:32} {spread}", flush=True)
 
 
 def main() -> None:
@@ -125,18 +118,13 @@ def main() -> None:
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16, 64])
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of a completion")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    common = {
-        "device": device_name(args.device),
-        "command": " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
-        "commit": git_state(ROOT) or os.environ.get("COMMIT", "unknown"),
-    }
-    rows = [row for dtype in args.dtypes for row in measure(args, dtype, common)]
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"serving_{common['device'].replace(' ', '-')}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps({"rows": len(rows), "file": path.name}))
+    table = Table("serving", device_name(args.device), digits=".5g")
+    for dtype in args.dtypes:
+        measure(args, dtype, table)
+    path = save(table.rows, args.out, table.name, table.device)
+    print(json.dumps({"rows": len(table.rows), "file": path.name}))
 
 
 if __name__ == "__main__":

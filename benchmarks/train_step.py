@@ -11,12 +11,8 @@ Rows go to DIR/train_step_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results).
 """
 
 import argparse
-import datetime
 import gc
 import json
-import os
-import statistics
-import subprocess
 import sys
 import time
 import traceback
@@ -26,19 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import RESULTS, ROOT, Table, save
 from torch.profiler import ProfilerActivity, profile
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from small_doge import DogeConfig, DogeForCausalLM  # noqa: E402
-from small_doge.models.doge.accounting_doge import training_flops_per_token  # noqa: E402
-from small_doge.ops.linear_cross_entropy import linear_cross_entropy  # noqa: E402
-from small_doge.trainer.setup import compile_layers  # noqa: E402
+from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.models.doge.accounting_doge import training_flops_per_token
+from small_doge.ops.linear_cross_entropy import linear_cross_entropy
+from small_doge.trainer.setup import compile_layers
 
 LENGTH = 2048
 PEAK = 989e12
 """Dense bf16 FLOP/s of an H100 SXM by its data sheet; MFU is printed for that card only."""
+LINE = "{size:18s} {variant:26s} {metric:12s} {value:>14,} ({min:,}..{max:,})"
 
 
 def check_head() -> dict[str, float]:
@@ -105,7 +102,7 @@ def seconds(step: Callable[[], None], steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
+def time_size(size: str, batch: int, args: argparse.Namespace, table: Table) -> None:
     makers: dict[str, tuple[Callable[[], Callable[[], None]], int]] = {"ours": (lambda: our_step(size, batch), batch)}
     if args.mixture:
         makers["ours, 1024 experts, 16 a token"] = (lambda: our_step(size, batch, **MIXTURE), batch)
@@ -113,7 +110,7 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
     if args.baseline:
         for name, maker in baseline_steps(args.baseline, size, batch, size in args.prototype).items():
             makers[name] = (maker, min(batch, 8) if name.startswith("transformers") else batch)
-    steps, rows = {}, []
+    steps: dict[str, Callable[[], None]] = {}
     for name, (maker, _) in makers.items():
         torch.cuda.reset_peak_memory_stats()
         before, start = torch.cuda.memory_allocated(), time.perf_counter()
@@ -127,7 +124,8 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
             continue
         steps[name] = step
         peak = (torch.cuda.max_memory_allocated() - before) / 2**30
-        rows += [row(size, name, batch, "first step s", [first]), row(size, name, batch, "peak GiB", [peak])]
+        table.add(name, f"{size} B{batch} T{LENGTH}", "first step s", [first])
+        table.add(name, f"{size} B{batch} T{LENGTH}", "peak GiB", [peak])
     for step in steps.values():
         seconds(step, 3)
     found: dict[str, list[float]] = {}
@@ -137,14 +135,14 @@ def time_size(size: str, batch: int, args: argparse.Namespace) -> list[dict]:
             found.setdefault(name, []).append(tokens / seconds(step, args.steps))
     flops = training_flops_per_token(DogeConfig.from_size(size), LENGTH)
     for name, rates in found.items():
-        rows.append(row(size, name, makers[name][1], "tokens/s", rates))
+        shape = f"{size} B{makers[name][1]} T{LENGTH}"
+        table.add(name, shape, "tokens/s", rates)
         if "experts" not in name and "H100" in torch.cuda.get_device_name():
-            rows.append(row(size, name, makers[name][1], "MFU", [rate * flops / PEAK for rate in rates]))
+            table.add(name, shape, "MFU", [rate * flops / PEAK for rate in rates])
     if args.profile:
         for name in steps:
             if name.startswith("ours"):
                 show_profile(f"{size} {name}", steps[name])
-    return rows
 
 
 def show_profile(size: str, step: Callable[[], None]) -> None:
@@ -159,27 +157,7 @@ def show_profile(size: str, step: Callable[[], None]) -> None:
         print(f"  {event.self_device_time_total / 3:9.1f}  x{event.count / 3:g}  {event.key[:110]}", flush=True)
 
 
-COMMIT = ""
-
-
-def row(size: str, variant: str, batch: int, metric: str, values: list[float]) -> dict:
-    return {
-        "name": "train_step",
-        "variant": variant,
-        "size": f"{size} B{batch} T{LENGTH}",
-        "device": torch.cuda.get_device_name(),
-        "metric": metric,
-        "value": round(statistics.median(values), 4),
-        "n": len(values),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-        "command": " ".join(["python", "benchmarks/train_step.py", *sys.argv[1:]]),
-        "commit": COMMIT,
-    }
-
-
 def main() -> None:
-    global COMMIT
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["20M", "60M", "160M", "320M"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 32, 32, 16], help="rows a step, one a size")
@@ -193,33 +171,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="steps in a round")
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this benchmark needs a CUDA GPU")
     torch.set_float32_matmul_precision("high")
-    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    COMMIT = described.stdout.strip() or "unknown"
-    print(f"{torch.cuda.get_device_name()} torch {torch.__version__} commit {COMMIT}", flush=True)
+    table = Table("train_step", torch.cuda.get_device_name(), LINE)
+    print(f"{table.device} torch {torch.__version__} commit {table.more['commit']}", flush=True)
     errors = check_head()
     print("fused head, relative errors:", {name: f"{error:.1e}" for name, error in errors.items()}, flush=True)
     if not all(error < 1e-2 for error in errors.values()):
         raise SystemExit("the fused head differs from its definition: nothing is timed")
-    rows = []
     for size, batch in zip(args.sizes, args.batches, strict=True):
-        found = time_size(size, batch, args)
-        for r in found:
-            print(
-                f"{r['size']:18s} {r['variant']:26s} {r['metric']:12s} {r['value']:>14,} ({r['min']:,}..{r['max']:,})"
-            )
-        rows += found
+        time_size(size, batch, args, table)
         gc.collect()
         torch.cuda.empty_cache()
-    args.out.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name().replace(" ", "-")
-    path = args.out / f"train_step_{device}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1))
-    print(json.dumps({"rows": len(rows), "file": path.name}))
+    path = save(table.rows, args.out, table.name, table.device)
+    print(json.dumps({"rows": len(table.rows), "file": path.name}))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,12 @@ forward, backward, clipping and the optimizer.
    within a round. On a machine that others use too, --cpu-time counts CPU seconds of one thread.
 3. ceiling: what the step's arithmetic alone would allow, at the rate of one layer's product in the same round.
 
-Rows go to DIR/train_step_cpu_DEVICE_DATE.json (--out DIR, else benchmarks/results). The last line printed is JSON.
+Rows go to DIR/train_step_cpu_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
 """
 
 import argparse
-import datetime
 import json
 import os
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -30,6 +26,7 @@ from pathlib import Path
 import torch
 import transformers
 import yaml
+from rows import RESULTS, Table, save
 from torch import Tensor, nn
 
 from small_doge import DogeConfig, DogeForCausalLM
@@ -39,7 +36,6 @@ from small_doge.trainer.optimizers import Muon, muon_groups
 from small_doge.trainer.setup import compile_layers
 from small_doge.utils.hardware import device_name
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Settings()
 RECIPE = yaml.safe_load((files("small_doge.quickstart") / "recipes" / "pretrain.yaml").read_text())
 FIELDS = SETTINGS.model | {
@@ -135,25 +131,6 @@ def products(rows: int, length: int) -> Callable[[Tensor], None]:
     return step
 
 
-class Table:
-    """Rows of results, in the shape that every benchmark writes."""
-
-    def __init__(self, args: argparse.Namespace, device: str, commit: str) -> None:
-        self.rows: list[dict] = []
-        command = " ".join(["python", "benchmarks/train_step_cpu.py", *sys.argv[1:]])
-        self.size, self.rest = f"quickstart B{args.rows} T{args.length}", {"command": command, "commit": commit}
-        self.device = device
-
-    def add(self, variant: str, metric: str, values: list[float]) -> float:
-        """Add a row and return its median."""
-        middle = round(statistics.median(values), 3)
-        spread = {"value": middle, "n": len(values), "min": round(min(values), 3), "max": round(max(values), 3)}
-        variant = f"transformers {transformers.__version__}" if variant == THEIRS else variant
-        what = {"name": "train_step_cpu", "variant": variant, "size": self.size, "device": self.device}
-        self.rows.append(what | {"metric": metric} | spread | self.rest)
-        return middle
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -162,14 +139,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=SETTINGS.row_length, help="tokens in a row")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of one thread instead of wall seconds")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     threads = 1 if args.cpu_time else args.threads
     timer = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(threads)
-    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    commit = described.stdout.strip() or "unknown"
     device = f"{device_name('cpu')}, {threads} thread{'s' * (threads > 1)}"
+    table = Table("train_step_cpu", f"{device}{', CPU time' if args.cpu_time else ''}", digits=".3f")
+    size, commit = f"quickstart B{args.rows} T{args.length}", table.more["commit"]
     print(f"{device}, torch {torch.__version__}, transformers {transformers.__version__}, commit {commit}", flush=True)
 
     rows_of_steps = batches(args.steps, args.rows, args.length)
@@ -178,11 +155,11 @@ def main() -> None:
     print(f"{THEIRS}' Doge looks at later tokens: {'yes' if ahead else 'no'}", flush=True)
 
     steps = variants()
-    table = Table(args, f"{device}{', CPU time' if args.cpu_time else ''}", commit)
+    title = {name: f"{name} {transformers.__version__}" if name == THEIRS else name for name in (*steps, CEILING)}
     for name, step in steps.items():
         start = time.perf_counter()
         step(rows_of_steps[0])
-        table.add(name, "first step s", [time.perf_counter() - start])
+        table.add(title[name], size, "first step s", [time.perf_counter() - start])
         step(rows_of_steps[0])
     steps[CEILING] = products(args.rows, args.length)
     rates: dict[str, list[float]] = {name: [] for name in steps}
@@ -194,15 +171,13 @@ def main() -> None:
             rates[name].append(args.steps * args.rows * args.length / (timer() - start))
     speedups = {}
     for name, found in rates.items():
-        table.add(name, "tokens/s", found)
+        table.add(title[name], size, "tokens/s", found)
         if name != THEIRS:
             ratios = [a / b for a, b in zip(found, rates[THEIRS], strict=True)]
-            speedups[name] = table.add(name, "times transformers", ratios)
+            speedups[name] = table.add(name, size, "times transformers", ratios)["value"]
     for row in table.rows:
         print(f"{row['variant']:24s} {row['metric']:20s} {row['value']:>10,} ({row['min']:,} to {row['max']:,})")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"train_step_cpu_{device.replace(', ', '-').replace(' ', '-')}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(table.rows, indent=1) + "\n")
+    path = save(table.rows, args.out, table.name, device)
     print(json.dumps({"file": path.name, "times transformers": speedups, "looks ahead": ahead}))
 
 

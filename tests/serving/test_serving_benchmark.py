@@ -18,6 +18,7 @@ def test_every_number_of_streams_has_its_rows(
 ) -> None:
     options = "--dtypes fp32 --streams 1 3 --tokens 8 --rounds 2 --out"
     monkeypatch.setattr(sys, "argv", [SCRIPT, str(model_folder), *options.split(), str(tmp_path)])
+    monkeypatch.syspath_prepend(str(Path(SCRIPT).parent))
     script = runpy.run_path(SCRIPT)
     script["main"]()
     last = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -20,6 +20,7 @@ SCRIPT = str(Path(__file__).parents[2] / "benchmarks/rollouts_trl.py")
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The script's functions for a tiny model and tokenizer, with a command line for two short steps."""
+    monkeypatch.syspath_prepend(str(Path(SCRIPT).parent))
     functions = runpy.run_path(SCRIPT)
     train = functions["train_tokenizer"]
     monkeypatch.setitem(

@@ -17,6 +17,7 @@ SCRIPT = str(Path(__file__).parents[2] / "benchmarks/train_step_cpu.py")
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The script's functions, uncompiled, with a command line for one small round."""
+    monkeypatch.syspath_prepend(str(Path(SCRIPT).parent))
     functions = runpy.run_path(SCRIPT)
     monkeypatch.setitem(functions["main"].__globals__, "compile_layers", lambda model: None)
     options = f"--rounds 1 --steps 1 --rows 2 --length 16 --threads {torch.get_num_threads()} --out"
