@@ -10,23 +10,19 @@ benchmarks/results) as they come. The last line printed is JSON.
 """
 
 import argparse
-import datetime
 import json
 import math
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from rows import RESULTS, Row, origin, save
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.evaluation.synthetic.recall import RecallBatch, multi_query_recall, needle_recall
 from small_doge.utils.hardware import device_name
 
-ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_SEED, TEST_SEED = 10_000_019, 20_000_003
 ARMS = ("doge, mask trained", "doge", "plain causal")
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -136,12 +132,7 @@ def describe(model: DogeForCausalLM, options: argparse.Namespace) -> dict[str, o
     return found
 
 
-def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "unknown"
-
-
-def sweep(options: argparse.Namespace, width: int, arm: str, window: int) -> list[dict[str, object]]:
+def sweep(options: argparse.Namespace, width: int, arm: str, window: int) -> list[Row]:
     """One arm at every learning rate: a row each, and the row of the rate that validation chooses."""
     torch.manual_seed(options.seed)
     model = make_model(options, width, window)
@@ -153,7 +144,7 @@ def sweep(options: argparse.Namespace, width: int, arm: str, window: int) -> lis
         for layer in model.model.layers:
             layer.compile()
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for lr in options.lrs:
         model.load_state_dict(initial)
         start = time.perf_counter()
@@ -176,8 +167,8 @@ def sweep(options: argparse.Namespace, width: int, arm: str, window: int) -> lis
         }
         print(json.dumps(row), flush=True)
         rows.append(row)
-    values = [float(row["value"]) for row in rows]  # type: ignore[arg-type]
-    best = max(rows, key=lambda row: (row["validation"], -row["steps"]))  # type: ignore[operator]
+    values = [row["value"] for row in rows]
+    best = max(rows, key=lambda row: (row["validation"], -row["steps"]))
     for row in rows:
         # The spread of a row is that of its arm over the swept rates.
         row |= {"chosen": row is best, "min": min(values), "max": max(values)}
@@ -206,7 +197,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--attention", default="sdpa", help="attn_implementation; on a CPU eager is faster for short T")
     parser.add_argument("--bf16", action="store_true", help="autocast; else fp32, with TF32 on a GPU")
     parser.add_argument("--compile", action="store_true", help="each layer; pays only in runs of many thousand steps")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "benchmarks" / "results")))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     options.windows = options.windows or [options.length // 2]
     return options
@@ -215,18 +206,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_float32_matmul_precision("high")
-    shared = {"command": " ".join(["python", *sys.argv]), "commit": commit()}
+    shared, device = origin(), device_name(options.device)
     arms = [("doge, mask trained", window) for window in options.windows]
     arms += [("doge", options.length), ("plain causal", options.length)]
     arms = [arm for arm in arms if arm[0] in options.arms]
-    options.out.mkdir(parents=True, exist_ok=True)
-    device = device_name(options.device).replace(" ", "-").replace("/", "-")
-    path = options.out / f"{options.task}_{device}_{datetime.date.today()}.json"
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for width in options.widths:
         for arm, window in arms:
             rows += [row | shared for row in sweep(options, width, arm, window)]
-            path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            save(rows, options.out, options.task, device)
     print(json.dumps(rows))
 
 

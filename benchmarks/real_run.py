@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 import yaml
 from datasets import load_from_disk
+from rows import commit
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -36,7 +36,7 @@ from small_doge.inference.engine import Engine
 from small_doge.models.loading import load_checkpoint
 from small_doge.processor.builtin import BUILTIN_SOURCES
 from small_doge.utils.hardware import default_device, device_name
-from small_doge.utils.provenance import git_state, versions
+from small_doge.utils.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 MUON: dict[str, Any] = {
@@ -122,7 +122,7 @@ class Run:
         self.about = {
             "device": device_name(str(self.device)),
             "command": " ".join(sys.argv),
-            "commit": git_state(ROOT) or os.environ.get("COMMIT", "unknown"),
+            "commit": commit(),
             "versions": versions(),
         }
 

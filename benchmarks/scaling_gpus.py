@@ -14,7 +14,6 @@ Rows go to DIR/scaling_gpus_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import re
@@ -31,16 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from rows import RESULTS, ROOT, Row, origin, save
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from small_doge import DogeConfig  # noqa: E402
-from small_doge.models.doge.accounting_doge import count_parameters  # noqa: E402
-from small_doge.processor.tokenizer import train_tokenizer  # noqa: E402
-from small_doge.utils.hardware import default_device, device_name  # noqa: E402
-from small_doge.utils.provenance import git_state  # noqa: E402
-from small_doge.utils.scaling_laws import RELEASED_RUNS  # noqa: E402
+from small_doge import DogeConfig
+from small_doge.models.doge.accounting_doge import count_parameters
+from small_doge.processor.tokenizer import train_tokenizer
+from small_doge.utils.hardware import default_device, device_name
+from small_doge.utils.scaling_laws import RELEASED_RUNS
 
 CONFIGS = {"one": "single_gpu", "ddp": "ddp", "fsdp": "fsdp", "zero2": "deepspeed_zero2"}
 MICRO_BATCHES = {"20M": 64, "60M": 32, "160M": 32, "320M": 16, "tiny": 2}
@@ -212,7 +210,7 @@ def exchanged_bytes(run: Run) -> float:
     return 2 * share * 4 * parameters
 
 
-def rows_of(run: Run, alone: Run | None, shared: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(run: Run, alone: Run | None, shared: dict[str, str]) -> list[Row]:
     """The result rows of a run; `alone` is the same on one GPU."""
     variant = f"{run.kind}, {run.engine}, {run.gpus} GPU, micro-batch {run.micro}, accumulation {run.accumulation}"
     row = {"name": "scaling_gpus", "variant": variant, "size": run.size, **shared}
@@ -221,7 +219,7 @@ def rows_of(run: Run, alone: Run | None, shared: dict[str, Any]) -> list[dict[st
     speeds = run.speeds()
     rate = statistics.median(speeds)
 
-    def figure(metric: str, value: float, values: list[float] | None = None) -> dict[str, Any]:
+    def figure(metric: str, value: float, values: list[float] | None = None) -> Row:
         values = values or [value]
         return row | {"metric": metric, "value": value, "n": len(values), "min": min(values), "max": max(values)}
 
@@ -266,19 +264,15 @@ def main() -> None:
     options.gpus = [n for n in options.gpus or (1, 2, 4, 8) if n <= available]
     if not options.gpus:
         sys.exit("error: no GPU here; --cpu rehearses the runs on processes.")
-    out = Path(os.environ.get("OUT", ROOT / "benchmarks/results"))
-    out.mkdir(parents=True, exist_ok=True)
     device = device_name(default_device())
-    shared = {"device": f"{available} x {device}", "command": " ".join(sys.argv), "commit": git_state(ROOT)}
-    name = device.replace(" ", "-").replace("/", "-")
-    path = out / f"scaling_gpus_{available}x{name}_{datetime.date.today():%Y-%m-%d}.json"
+    shared = {"device": f"{available} x {device}", **origin()}
     with tempfile.TemporaryDirectory() as folder:
         make_inputs(Path(folder), 32 if options.sizes == ["tiny"] else 2048)
         runs = plan(options, Path(folder) / "runs")
         run_all(runs, Path(folder), options, available)
     ones = {(run.kind, run.size): run for run in runs if run.gpus == 1}
     rows = [row for run in runs for row in rows_of(run, ones.get((run.kind, run.size)), shared)]
-    path.write_text(json.dumps(rows, indent=1) + "\n")
+    path = save(rows, RESULTS, "scaling_gpus", f"{available}x{device}")
     kept = ("tokens/s", "efficiency against one GPU")
     short = [{key: row[key] for key in ("size", "variant", "metric", "value")} for row in rows if row["metric"] in kept]
     print(json.dumps({"file": str(path), "rows": short}))

@@ -11,12 +11,9 @@ Rows go to DIR/short_track_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results)
 """
 
 import argparse
-import datetime
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -26,14 +23,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from rows import RESULTS, ROOT, origin, save
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from small_doge import DogeConfig, DogeForCausalLM  # noqa: E402
-from small_doge.trainer.optimizers import Muon, muon_groups  # noqa: E402
-from small_doge.trainer.setup import compile_layers, zero_init_outputs  # noqa: E402
-from small_doge.utils.scheduler import WSDScheduler  # noqa: E402
+from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.trainer.optimizers import Muon, muon_groups
+from small_doge.trainer.setup import compile_layers, zero_init_outputs
+from small_doge.utils.scheduler import WSDScheduler
 
 LENGTH, ROWS, MICRO = 2048, 64, 64
 LONG, SHORT = 70_000_000, 25_000_000
@@ -162,13 +159,13 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=400, help="no run is begun after these")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
     torch.set_float32_matmul_precision("high")
-    described = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    device, shared = torch.cuda.get_device_name(), origin()
     track = Track(args.data)
-    print(f"{torch.cuda.get_device_name()}: {track.rows.numel():,} tokens", flush=True)
+    print(f"{device}: {track.rows.numel():,} tokens", flush=True)
     curves: list[dict[str, Any]] = []
 
     def run(arm: Arm, seed: int) -> float:
@@ -192,22 +189,18 @@ def main() -> None:
             "name": "short_track",
             "variant": f"{curve['arm']}, seed {curve['seed']}",
             "size": f"20M, {point['tokens']} tokens, {point['seconds']} s",
-            "device": torch.cuda.get_device_name(),
+            "device": device,
             "metric": "bits per byte, mean of the domains",
             "value": point["mean"],
             "n": 1,
             "min": min(v for k, v in point.items() if k not in ("tokens", "seconds", "mean")),
             "max": max(v for k, v in point.items() if k not in ("tokens", "seconds", "mean")),
-            "command": " ".join(["python", "benchmarks/short_track.py", *sys.argv[1:]]),
-            "commit": described.stdout.strip() or "unknown",
+            **shared,
         }
         for curve in curves
         for point in curve["points"]
     ]
-    args.out.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name().replace(" ", "-")
-    path = args.out / f"short_track_{device}_{datetime.date.today()}.json"
-    path.write_text(json.dumps(rows, indent=1))
+    path = save(rows, args.out, "short_track", device)
     finals: dict[str, list[float]] = {}
     for curve in curves:
         finals.setdefault(curve["arm"], []).append(curve["points"][-1]["mean"])

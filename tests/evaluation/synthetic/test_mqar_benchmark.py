@@ -22,6 +22,7 @@ def test_every_arm_is_swept_and_the_last_line_is_json(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--task", *task.split(), *TINY.split(), *options])
     # It would last beyond the test.
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     runpy.run_path(str(SCRIPT))["main"]()
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(rows) == 3 * 2
