@@ -30,5 +30,5 @@ def gym_score(group: Group, whole: bool = False) -> list[Judgement]:
     score = get_score_answer_fn(task)
     entry = {"answer": group.answer, "metadata": group.metadata}
     answers = [answer_of(text) for text in group.texts]
-    scores = [0.0 if answer is None else float(score(answer=answer, entry=entry)) for answer in answers]
-    return [float(value == 1.0) for value in scores] if whole else scores
+    scores = (0.0 if answer is None else float(score(answer=answer, entry=entry)) for answer in answers)
+    return [float(value == 1.0) if whole else value for value in scores]
