@@ -13,7 +13,7 @@ from small_doge.ops.expert_retrieval.candidates import rank_pairs
 from small_doge.ops.support import has_triton
 
 KERNEL_KEYS, KERNEL_TOP_K = 128, 32
-"""The most keys of a half and experts a token that the kernel counts in registers; beyond, torch sorts."""
+"""The most keys of a half and experts a token that the kernel sorts in registers; beyond, torch sorts."""
 
 
 def search_experts(scores_2Nn: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
@@ -26,8 +26,8 @@ def search_experts(scores_2Nn: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Scores [N, k], the highest first, with gradients to the keys that won, and the experts' indices [N, k]; expert
-        i * n + j stands for the keys i and j. Work is O(n log n + k log^2 k) a token, O(n^2 + k^2 log^2 k) in the
-        kernel.
+        i * n + j stands for the keys i and j. Work is O(n log n + k log^2 k) a token; the kernel, which
+        compares in fixed pairs, takes a logarithm more.
 
     Raises:
         ValueError: more experts asked for than there are.
