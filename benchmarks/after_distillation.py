@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,6 @@ from small_doge.evaluation.statistics import paired_difference_interval
 from small_doge.inference import load
 from small_doge.rewards import Group, get_reward
 
-RECIPES = ROOT / "recipes" / "doge"
 RATES: dict[str, Any] = {"muon_learning_rate": 0.005, "learning_rate": 0.001, **MUON}
 ROLLOUTS: dict[str, Any] = {"max_completion_length": 256, "per_device_train_batch_size": 128}
 ARMS: dict[str, dict[str, Any]] = {
@@ -103,16 +99,7 @@ class Arms(Run):
         if "teacher" in stage:
             options["teacher_model_name_or_path"] = str(self.args.teacher / stage["teacher"])
         options |= self.options.get(name, {})
-        recipe = RECIPES / stage["recipe"].format(size=self.args.size)
-        command = [sys.executable, "-m", f"small_doge.trainer.doge.{stage['module']}", "--config", str(recipe)]
-        for key, value in options.items():
-            command += [f"--{key}", json.dumps(value)]
-        print(" ".join(command), flush=True)
-        start = time.monotonic()
-        with (self.out / f"{name}.log").open("w") as log:
-            if subprocess.run(command, stdout=log, stderr=log, cwd=self.out).returncode:
-                sys.exit("".join((self.out / f"{name}.log").read_text().splitlines(keepends=True)[-30:]))
-        return time.monotonic() - start
+        return self.launch(name, stage["module"], stage["recipe"].format(size=self.args.size), options)
 
     def questions(self) -> Path:
         """The questions of the worked problems that the traces answer, as a data set."""
@@ -144,7 +131,7 @@ class Arms(Run):
 
     def gym(self, name: str) -> dict[str, Any]:
         """Scores on held-out problems of the curriculum's tasks, by task and level."""
-        tasks = yaml.safe_load((RECIPES / ARMS["curriculum"]["recipe"]).read_text())["curriculum"]
+        tasks = yaml.safe_load((ROOT / "recipes" / "doge" / ARMS["curriculum"]["recipe"]).read_text())["curriculum"]
         cells = [(task, level) for task in tasks for level in LEVELS]
         entries = [(cell, entry) for cell in cells for entry in problems(*cell, n=self.args.problems // 10)]
         engine = load(

@@ -168,6 +168,13 @@ def measure(args: argparse.Namespace, size: str, table: Table, folder: Path) -> 
                     table.add(name, size, "prefill times transformers", paired)
 
 
+def clock(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable[[], float]:
+    """By --cpu-time the processor's seconds, which tell the length of a run only of one thread; else the wall's."""
+    if args.cpu_time and args.threads not in (1, [1]):
+        parser.error("--cpu-time sums over threads: give --threads 1")
+    return time.process_time if args.cpu_time else time.perf_counter
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["20M"])
@@ -183,10 +190,8 @@ def main() -> None:
     args = parser.parse_args()
     if not native.is_available():
         sys.exit(native.reason())
-    if args.cpu_time and args.threads != [1]:
-        parser.error("--cpu-time sums over threads: give --threads 1")
     global timer
-    timer = time.process_time if args.cpu_time else time.perf_counter
+    timer = clock(parser, args)
     table = new_table("cpu_decode")
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as folder:

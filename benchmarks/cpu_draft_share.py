@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cpu_decode import SIZES, new_table
+from cpu_decode import SIZES, clock, new_table
 from rows import finish
 from transformers import DogeConfig, DogeForCausalLM
 
@@ -99,10 +99,8 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds; with one thread")
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    if args.cpu_time and args.threads != 1:
-        parser.error("--cpu-time sums over threads: give --threads 1")
     global timer
-    timer = time.process_time if args.cpu_time else time.perf_counter
+    timer = clock(parser, args)
     generator = np.random.default_rng(0)
     follows = walk(generator)
     table = new_table("cpu_draft_share")

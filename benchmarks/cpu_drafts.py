@@ -14,7 +14,7 @@ import time
 from itertools import product
 from pathlib import Path
 
-from cpu_decode import new_table
+from cpu_decode import clock, new_table
 from rows import finish
 from transformers import AutoTokenizer
 
@@ -60,10 +60,8 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds; with one thread")
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    if args.cpu_time and args.threads != 1:
-        parser.error("--cpu-time sums over threads: give --threads 1")
     global timer
-    timer = time.process_time if args.cpu_time else time.perf_counter
+    timer = clock(parser, args)
     tokenizer = AutoTokenizer.from_pretrained(args.checkpoint)
     lines = args.conversations.read_text(encoding="utf-8").splitlines()[: args.prompts]
     prompts = [

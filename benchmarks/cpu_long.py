@@ -10,11 +10,10 @@ printed is the rows as JSON.
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from cpu_decode import new_table, random_checkpoint
+from cpu_decode import clock, new_table, random_checkpoint
 from rows import finish
 
 from small_doge.inference.native import NativeModel
@@ -40,9 +39,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds; with --threads 1")
     parser.add_argument("--out", type=Path, help="also write the rows to this file")
     args = parser.parse_args()
-    if args.cpu_time and args.threads != 1:
-        parser.error("--cpu-time sums over threads: give --threads 1")
-    timer = time.process_time if args.cpu_time else time.perf_counter
+    timer = clock(parser, args)
     with tempfile.TemporaryDirectory() as folder:
         random_checkpoint(args.size, Path(folder))
         core = NativeModel.load(folder, args.dtype, args.threads)

@@ -151,15 +151,21 @@ class Run:
         else:
             options |= {"tokens": self.args.tokens, "tokenizer_name_or_path": str(self.args.tokenizer)}
         options |= self.options.get(name, {})
-        recipe = ROOT / "recipes" / "doge" / stage["recipe"].format(size=f"Doge-{self.args.size}")
-        command = [sys.executable, "-m", f"small_doge.trainer.doge.{stage['module']}", "--config", str(recipe)]
+        recipe = stage["recipe"].format(size=f"Doge-{self.args.size}")
+        return self.launch(name, stage["module"], recipe, options)
+
+    def launch(self, name: str, module: str, recipe: str, options: dict[str, Any]) -> float:
+        """Run a stage's command with a recipe of recipes/doge and options over it; seconds."""
+        command = [sys.executable, "-m", f"small_doge.trainer.doge.{module}"]
+        command += ["--config", str(ROOT / "recipes" / "doge" / recipe)]
         for key, value in options.items():
             command += [f"--{key}", json.dumps(value)]
         print(" ".join(command), flush=True)
         start = time.monotonic()
-        with (self.out / f"{name}.log").open("w") as log:
+        path = self.out / f"{name}.log"
+        with path.open("w") as log:
             if subprocess.run(command, stdout=log, stderr=log, cwd=self.out).returncode:
-                sys.exit("".join((self.out / f"{name}.log").read_text().splitlines(keepends=True)[-30:]))
+                sys.exit("".join(path.read_text().splitlines(keepends=True)[-30:]))
         return time.monotonic() - start
 
     def logged(self, name: str) -> dict[str, Any]:

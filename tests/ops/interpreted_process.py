@@ -14,7 +14,9 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed: torch brings it on Linux"
+)
 
 
 def interpreted(*command: str | Path, paths: tuple[Path, ...] = ()) -> list[Any]:

@@ -19,7 +19,9 @@ from small_doge.serving.security import hash_key
 CHROMIUM = Path("/usr/bin/chromium")
 pytest.importorskip("gradio", reason="the chat page needs gradio: install small-doge[serve]")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: install small-doge[dev]")
-needs_chromium = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"there is no browser at {CHROMIUM}")
+needs_chromium = pytest.mark.skipif(
+    not CHROMIUM.is_file(), reason=f"there is no browser at {CHROMIUM}: apt-get install chromium"
+)
 
 ANSWER = """<think>
 The formula comes first.

@@ -75,7 +75,7 @@ def test_a_larger_card_and_checkpointing_hold_more() -> None:
     assert largest_micro_batch(DogeConfig.from_size("320M"), 4) == 0
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: torch brings it on Linux")
 @pytest.mark.parametrize("gibibytes", [10, 80], ids=["an eighth of an H100", "an H100"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["every activation kept", "checkpointing"])
 @pytest.mark.parametrize("size", ["20M", "60M", "160M", "320M"])

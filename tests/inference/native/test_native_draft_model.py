@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from generations import assert_same
 from native_reference import random_model
 from transformers import DogeForCausalLM
 
 from small_doge.inference import load
 from small_doge.inference.native import NativeModel, NativeSession
 from small_doge.inference.sampling import SamplingParams
-from small_doge.inference.slots import Generation
 
 PROMPTS = [[7, 8, 9, 60, 61], [3, 4] * 40, [9]]
 HOW = {
@@ -62,13 +62,6 @@ def pair(
     plain = NativeModel.load(folders["model"], dtype, threads=threads)
     drafted = NativeModel.load(folders["model"], dtype, threads=threads, drafts=DRAFTS, draft_model=str(folders[draft]))
     return [model.new_session(batch, max_slots=slots) for model in (plain, drafted)]
-
-
-def assert_same(plain: Generation, drafted: Generation, exact: bool) -> None:
-    np.testing.assert_array_equal(drafted.tokens, plain.tokens)
-    np.testing.assert_array_equal(drafted.lengths, plain.lengths)
-    np.testing.assert_array_equal(drafted.stopped, plain.stopped)
-    np.testing.assert_allclose(drafted.logprobs, plain.logprobs, rtol=0, atol=0 if exact else 1e-4)
 
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generations import assert_same
 from transformers import DogeForCausalLM
 
 from small_doge.inference.native import MOST_DRAFTS, NativeModel, NativeSession
 from small_doge.inference.sampling import SamplingParams
-from small_doge.inference.slots import Generation
 
 LOOPS = [[7, 8, 9] * 9, [3, 4, 5, 6] * 7, [9]]
 HOW = {
@@ -24,13 +24,6 @@ def pair(tiny: tuple[DogeForCausalLM, Path], dtype: str, batch: int, slots: int 
         NativeModel.load(tiny[1], dtype, threads=1, drafts=drafts).new_session(batch, max_slots=slots)
         for drafts in (0, 6)
     ]
-
-
-def assert_same(plain: Generation, drafted: Generation, exact: bool) -> None:
-    np.testing.assert_array_equal(drafted.tokens, plain.tokens)
-    np.testing.assert_array_equal(drafted.lengths, plain.lengths)
-    np.testing.assert_array_equal(drafted.stopped, plain.stopped)
-    np.testing.assert_allclose(drafted.logprobs, plain.logprobs, rtol=0, atol=0 if exact else 1e-4)
 
 
 @pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())

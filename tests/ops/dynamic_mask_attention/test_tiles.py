@@ -3,13 +3,12 @@ and for the fused backward an H100 (sm_90), where they have 227."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
+from interpreted_process import needs_triton
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+    needs_triton,
 ]
 
 
