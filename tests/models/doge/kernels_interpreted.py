@@ -20,7 +20,7 @@ from small_doge.models.doge import joint_linear, mlp_doge, modeling_doge
 from small_doge.ops import dynamic_mask_attention
 from small_doge.ops.dynamic_mask_attention import retention, triton_attention
 
-FUSED = ((modeling_doge, "normed_rotary_heads"), (mlp_doge, "swiglu"))
+FUSED = ((modeling_doge, "normed_rotary_heads"), (mlp_doge, "swiglu"), (mlp_doge, "mixture_hidden"))
 """What a compiled model uses in place of the definitions' own steps."""
 
 
@@ -48,6 +48,7 @@ def main() -> None:
         module.has_triton = lambda tensor: True
     # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads.
     joint_linear._reshapable = lambda x, *maps: torch.is_grad_enabled()
+    mlp_doge.prefers_dense = lambda *shape: True
     calls = count_calls()
     for case in json.loads(sys.argv[1]):
         print(json.dumps(differences(*case)), flush=True)

@@ -18,7 +18,11 @@ KINDS = ("dense", "mixture", "scores_per_query_head")
 KERNELS = ("doge_triton_causal", "doge_triton_sparse")
 # Decoding takes the plain step, one query that sees every slot, unless a kernel is named.
 WAYS = ("trained", "prefilled_in_chunks", "packed", "padded_on_the_left")
-FAST = {"dense, trained": ("dense", KERNELS[0], "trained"), "mixture, packed": ("mixture", KERNELS[1], "packed")}
+FAST = {
+    "dense, trained": ("dense", KERNELS[0], "trained"),
+    "mixture, trained": ("mixture", KERNELS[0], "trained"),
+    "mixture, packed": ("mixture", KERNELS[1], "packed"),
+}
 SLOW = {", ".join(case): case for case in product(KINDS, KERNELS, WAYS)}
 
 pytestmark = needs_triton

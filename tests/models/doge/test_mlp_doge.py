@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
-from small_doge.ops.expert_retrieval import balance_loss, load_statistics
+from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP
+from small_doge.ops.expert_retrieval import balance_loss, load_statistics, search_experts
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def moe(make_config, randomized):
 def test_a_token_gets_the_dense_mlp_and_its_own_experts(moe):
     """Written out for one token at a time, from the definition."""
     x = torch.randn(2, 5, 64)
-    out, _ = moe(x)
+    out, *_ = moe(x)
     for b in range(2):
         for t in range(5):
             token = x[b, t]
@@ -32,7 +32,7 @@ def test_a_token_gets_the_dense_mlp_and_its_own_experts(moe):
 
 def test_router_logits_are_the_two_halves_of_each_token(moe):
     x = torch.randn(2, 5, 64)
-    _, logits = moe(x)
+    _, logits, _ = moe(x)
     assert logits.shape == (2, 10, 6)
     expected = moe.router_gate(x.flatten(0, 1))
     torch.testing.assert_close(torch.cat((logits[0], logits[1]), -1), expected)
@@ -46,8 +46,8 @@ def test_the_weights_have_the_names_and_shapes_of_transformers(moe, make_config)
 
 
 def test_a_dense_mlp_has_no_router(make_config):
-    out, logits = DogeMLP(make_config())(torch.randn(1, 3, 64))
-    assert out.shape == (1, 3, 64) and logits is None
+    out, *router = DogeMLP(make_config())(torch.randn(1, 3, 64), balanced=True)
+    assert out.shape == (1, 3, 64) and router == [None, None]
 
 
 def test_legacy_routing_depends_on_what_follows_and_ours_does_not(make_model):
@@ -61,13 +61,18 @@ def test_legacy_routing_depends_on_what_follows_and_ours_does_not(make_model):
     assert moved[False] < 1e-5 < 1e-2 < moved[True]
 
 
+def balance_of(router_logits: tuple[torch.Tensor, ...], kept: slice | torch.Tensor = slice(None)) -> torch.Tensor:
+    layers = [scores[:, kept] for scores in router_logits]
+    return torch.stack([balance_loss(scores, search_experts(scores, 4)[1]) for scores in layers]).mean()
+
+
 def test_the_loss_with_router_logits_adds_the_weighted_balance_loss(make_model):
     model = make_model("mixture", router_aux_loss_coef=0.3)
     ids = torch.randint(3, 60, (2, 20))
     plain, routed = model(ids, labels=ids), model(ids, labels=ids, output_router_logits=True)
     assert plain.router_logits is None and plain.aux_loss is None
     assert len(routed.router_logits) == 2
-    expected = torch.stack([balance_loss(logits, 4) for logits in routed.router_logits]).mean()
+    expected = balance_of(routed.router_logits)
     torch.testing.assert_close(routed.aux_loss, expected)
     torch.testing.assert_close(routed.loss, plain.loss + 0.3 * expected)
 
@@ -83,10 +88,8 @@ def test_padding_does_not_count_for_the_balance(make_model):
     ids = torch.randint(3, 60, (2, 20))
     mask = torch.ones_like(ids)
     mask[0, :8] = 0
-    logits = model(ids, attention_mask=mask, output_router_logits=True).router_logits
-    kept = mask.bool().flatten()
-    expected = torch.stack([balance_loss(layer[:, kept], 4) for layer in logits]).mean()
-    torch.testing.assert_close(router_loss(logits, 4, mask), expected)
+    out = model(ids, attention_mask=mask, output_router_logits=True)
+    torch.testing.assert_close(out.aux_loss, balance_of(out.router_logits, mask.bool().flatten()))
 
 
 def test_micro_batches_each_give_their_share_of_the_balance(make_model):

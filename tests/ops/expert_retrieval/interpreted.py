@@ -11,7 +11,7 @@ import triton_interpreter  # first: it chooses the interpreter
 
 import torch
 
-from small_doge.ops.expert_retrieval import naive_search
+from small_doge.ops.expert_retrieval import mixture_hidden, naive_hidden, naive_search
 from small_doge.ops.expert_retrieval.triton_count import triton_count
 from small_doge.ops.expert_retrieval.triton_search import triton_search
 
@@ -41,6 +41,20 @@ def differences(given: torch.Tensor, top_k: int) -> list[str]:
     return [name for name, equal in same.items() if not equal]
 
 
+def hidden_differences(tokens: int, width: int, experts: int, top_k: int) -> list[str]:
+    joint = (2 * torch.randn(tokens, 2 * width + experts)).requires_grad_()
+    scores = torch.randn(tokens, top_k).requires_grad_()
+    index = torch.rand(tokens, experts).argsort(-1)[:, :top_k]
+    exact = [x.detach().double().requires_grad_() for x in (joint, scores)]
+    found = mixture_hidden(joint, scores, index, experts)
+    expected = naive_hidden(*exact, index, experts)
+    grad = torch.randn_like(found)
+    found = (found, *torch.autograd.grad(found, (joint, scores), grad))
+    expected = (expected, *torch.autograd.grad(expected, exact, grad.double()))
+    near = [torch.allclose(f.double(), e, rtol=1e-5, atol=1e-5) for f, e in zip(found, expected, strict=True)]
+    return [name for name, same in zip(("hidden", "joint", "scores"), near, strict=True) if not same]
+
+
 def main() -> None:
     triton_interpreter.prepare()
     torch.manual_seed(0)
@@ -50,6 +64,9 @@ def main() -> None:
             # As a router's product gives them: a token's halves side by side.
             given = scores(kind, keys, tokens).transpose(0, 1).contiguous().transpose(0, 1)
             cases[f"{top_k} of {keys} x {keys}, {kind}"] = differences(given, top_k)
+    for tokens, width, experts, top_k in ((3, 20, 25, 4), (2, 1100, 1100, 16), (2, 7, 9, 1)):
+        name = f"hidden features of {width} and {top_k} of {experts}"
+        cases[name] = hidden_differences(tokens, width, experts, top_k)
     broken = torch.full((2, 3, 5), float("nan"))
     best, index = triton_search(broken, 4)
     cases["scores that are not numbers"] = [] if best.isinf().all() and (index < 25).all() else ["experts"]

@@ -31,6 +31,14 @@ def joint_product(x: Tensor, *maps: nn.Module) -> Tensor | None:
     return F.linear(x, torch.cat([m.weight for m in maps]))  # type: ignore[misc]
 
 
+def summed_linear(x: Tensor, linear: nn.Linear, table: nn.Embedding) -> Tensor:
+    """linear(first) + second @ table for `x` = [first, second] side by side, where it can be by one product."""
+    if not _reshapable(x, linear, table):
+        first, second = x.split([linear.in_features, table.num_embeddings], -1)
+        return linear(first) + second @ table.weight
+    return x @ torch.cat([linear.weight.T, table.weight])
+
+
 def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
     """What a map to a handful of features gives for `x` [..., d], in fp32, as products and sums.
 

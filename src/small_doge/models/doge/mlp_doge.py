@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.models.doge.joint_linear import joint_linear, joint_product
-from small_doge.ops.expert_retrieval import balance_loss, expert_dots, expert_sum, prefers_dense, search_experts
+from small_doge.models.doge.joint_linear import joint_linear, joint_product, summed_linear
+from small_doge.ops.expert_retrieval import (
+    balance_loss,
+    expert_dots,
+    expert_sum,
+    mixture_hidden,
+    prefers_dense,
+    search_experts,
+)
 from small_doge.ops.swiglu import swiglu
 
 
@@ -26,13 +32,18 @@ class DogeMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
         self.gated_by_silu = config.hidden_act in ("silu", "swish")
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output, and the router's scores, of which a dense MLP has none."""
+    def forward(
+        self, x: Tensor, balanced: bool = False, valid_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The output, and in place of what a mixture gives beside it, None."""
+        return self._dense(x), None, None
+
+    def _dense(self, x: Tensor) -> Tensor:
         joint = joint_product(x, self.gate_proj, self.up_proj) if self.gated_by_silu else None
         if joint is not None:
-            return self.down_proj(swiglu(joint)), None
+            return self.down_proj(swiglu(joint))
         gate, up = joint_linear(x, self.gate_proj, self.up_proj)
-        return self.down_proj(self.act_fn(gate) * up), None
+        return self.down_proj(self.act_fn(gate) * up)
 
 
 class DogeCDMoE(DogeMLP):
@@ -50,25 +61,33 @@ class DogeCDMoE(DogeMLP):
         self.down_embed = nn.Embedding(config.num_experts, config.hidden_size)
         self.up_embed = nn.Embedding(config.num_experts, config.hidden_size)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The output [B, T, d], and the router's scores [2, B * T, n] for the experts' first and second keys."""
+    def forward(
+        self, x: Tensor, balanced: bool = False, valid_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The output [B, T, d], the router's scores and, if it is to be `balanced`, its balance loss.
+
+        The scores are [2, B * T, n], for the experts' first and second keys. For the loss only `valid_BT` tokens count.
+        """
         tokens_Nd = x.flatten(0, 1)
-        if prefers_dense(self.down_embed.weight, tokens_Nd.shape[0], self.top_k):
-            gate, up, dots_NE = joint_linear(tokens_Nd, self.gate_proj, self.up_proj, self.down_embed)
-        else:
-            gate, up = joint_linear(tokens_Nd, self.gate_proj, self.up_proj)
-            dots_NE = None
-        dense_Nd = self.down_proj(self.act_fn(gate) * up)
-        # By itself: with its few columns the product above would have a width that GPUs are slow at.
+        # By itself: with its few columns the wide product below would have a width that GPUs are slow at.
         scores_2Nn = self._split(self.router_gate(tokens_Nd))
         scores_Nk, index_Nk = search_experts(scores_2Nn.float(), self.top_k)
-        if dots_NE is None:
-            hidden_Nk = self.act_fn(expert_dots(tokens_Nd, self.down_embed.weight, index_Nk))
-        else:
-            hidden_Nk = self.act_fn(dots_NE.gather(1, index_Nk))
+        balance = None
+        if balanced:
+            balance = balance_loss(scores_2Nn, index_Nk, None if valid_BT is None else valid_BT.flatten())
+        return self._transform(tokens_Nd, scores_Nk, index_Nk).view_as(x), scores_2Nn, balance
+
+    def _transform(self, x_Nd: Tensor, scores_Nk: Tensor, index_Nk: Tensor) -> Tensor:
+        if self.gated_by_silu and prefers_dense(self.down_embed.weight, *index_Nk.shape):
+            joint_NF = joint_product(x_Nd, self.gate_proj, self.up_proj, self.down_embed)
+            if joint_NF is not None:
+                hidden_NF = mixture_hidden(joint_NF, scores_Nk, index_Nk, self.down_embed.num_embeddings)
+                return summed_linear(hidden_NF, self.down_proj, self.up_embed)
+        hidden_Nk = self.act_fn(expert_dots(x_Nd, self.down_embed.weight, index_Nk))
         weight_Nk = scores_Nk.softmax(-1).to(hidden_Nk.dtype) * hidden_Nk
         sparse_Nd = expert_sum(weight_Nk, self.up_embed.weight, index_Nk)
-        return (dense_Nd + sparse_Nd.to(dense_Nd.dtype)).view_as(x), scores_2Nn
+        dense_Nd = self._dense(x_Nd)
+        return dense_Nd + sparse_Nd.to(dense_Nd.dtype)
 
     def _split(self, logits_N2n: Tensor) -> Tensor:
         tokens = logits_N2n.shape[0]
@@ -76,10 +95,3 @@ class DogeCDMoE(DogeMLP):
             # transformers views the whole batch's scores as two halves, so a token's keys come from other tokens.
             return logits_N2n.view(2, tokens, -1)
         return logits_N2n.view(tokens, 2, -1).transpose(0, 1)
-
-
-def router_loss(router_logits: tuple[Tensor, ...], top_k: int, attention_mask: Tensor | None) -> Tensor:
-    """The mean over the layers of `balance_loss`, padding left out; an expert is balanced within its own layer."""
-    valid = None if attention_mask is None else attention_mask.bool().flatten()
-    losses = [balance_loss(scores_2Nn, top_k, valid) for scores_2Nn in router_logits]
-    return torch.stack(losses).mean()

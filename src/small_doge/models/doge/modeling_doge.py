@@ -9,6 +9,7 @@ Shape suffixes: B batch, T new tokens, S keys, d width, H query heads, G key/val
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.fused_loss import fused_causal_loss
 from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
-from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP, router_loss
+from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP
 from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
 from small_doge.ops.rotary_heads import normed_rotary_heads, rotate
@@ -142,16 +143,26 @@ class DogeDecoderLayer(GradientCheckpointingLayer):
         self.mlp: nn.Module = DogeCDMoE(config) if config.is_moe else DogeMLP(config)
         self.post_attention_residual = nn.Parameter(torch.ones(config.hidden_size))
 
-    def forward(self, hidden_states: Tensor, **attention: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The layer's output, its attention weights if asked for, and its router's scores if it is a mixture."""
+    def forward(
+        self, hidden_states: Tensor, balanced: bool = False, **attention: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The layer's output and, if asked for or if it is a mixture, its attention weights, router scores, balance."""
         attended, weights = self.self_attn(self.input_layernorm(hidden_states), **attention)
         hidden_states = self.input_residual.to(hidden_states.dtype) * hidden_states + self._drop(attended)
-        transformed, router_logits = self.mlp(self.post_attention_layernorm(hidden_states))
+        normed = self.post_attention_layernorm(hidden_states)
+        transformed, router_logits, balance = self.mlp(normed, balanced, attention.get("valid"))
         hidden_states = self.post_attention_residual.to(hidden_states.dtype) * hidden_states + self._drop(transformed)
-        return hidden_states, weights, router_logits
+        return hidden_states, weights, router_logits, balance
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.hidden_dropout, self.training) if self.hidden_dropout else x
+
+
+@dataclass
+class DogeModelOutput(MoeModelOutputWithPast):
+    """`MoeModelOutputWithPast`, and the mean of the layers' balance losses where it was asked for."""
+
+    balance: Tensor | None = None
 
 
 class DogePreTrainedModel(PreTrainedModel):
@@ -205,8 +216,9 @@ class DogeModel(DogePreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
+        balanced: bool = False,
         **kwargs: Any,
-    ) -> MoeModelOutputWithPast:
+    ) -> DogeModelOutput:
         """Hidden states of a batch of sequences.
 
         Args:
@@ -219,6 +231,7 @@ class DogeModel(DogePreTrainedModel):
             output_attentions: Return the attention weights [B, H, T, S] of each layer; needs
                 `attn_implementation="eager"`.
             output_router_logits: Return the router's scores [2, B * T, n] of each layer of a mixture.
+            balanced: Return the loss that balances a mixture's experts, each within its own layer, padding left out.
 
         Raises:
             ValueError: an attention mask that is not two-dimensional, packed rows for a cache, a cache of another
@@ -272,11 +285,13 @@ class DogeModel(DogePreTrainedModel):
         all_hidden_states: list[Tensor] = []
         all_weights: list[Tensor] = []
         all_router_logits: list[Tensor] = []
+        balances: list[Tensor] = []
         for layer in self.layers:
             if output_hidden_states:
                 all_hidden_states.append(hidden_states)
-            hidden_states, weights, router_logits = layer(
+            hidden_states, weights, router_logits, balance = layer(
                 hidden_states,
+                balanced=balanced,
                 position_embeddings=position_embeddings,
                 limit=limit,
                 valid=valid,
@@ -287,6 +302,8 @@ class DogeModel(DogePreTrainedModel):
                 all_weights.append(weights)
             if router_logits is not None:
                 all_router_logits.append(router_logits)
+            if balance is not None:
+                balances.append(balance)
         hidden_states = self.norm(hidden_states)
         if output_hidden_states:
             all_hidden_states.append(hidden_states)
@@ -294,12 +311,13 @@ class DogeModel(DogePreTrainedModel):
         # transformers' annotations say tuples of one tensor, and mean one a layer.
         router_logits_of_layers: Any = tuple(all_router_logits) if output_router_logits and all_router_logits else None
 
-        return MoeModelOutputWithPast(
+        return DogeModelOutput(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values,
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_weights) if output_attentions else None,
             router_logits=router_logits_of_layers,
+            balance=torch.stack(balances).mean() if balances else None,
         )
 
 
@@ -369,10 +387,11 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             output_router_logits=output_router_logits,
+            balanced=output_router_logits,
         )
         hidden_states = outputs.last_hidden_state
         assert hidden_states is not None
-        logits = loss = balance = None
+        logits = loss = None
         if loss_only:
             loss = fused_causal_loss(hidden_states, self.lm_head.weight, labels, kwargs.get("num_items_in_batch"))
         else:
@@ -380,17 +399,15 @@ class DogeForCausalLM(DogePreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states[:, kept, :])
             if labels is not None:
                 loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
-        if output_router_logits and outputs.router_logits is not None:
-            new_mask = None if attention_mask is None else attention_mask[:, -hidden_states.shape[1] :]
-            balance = router_loss(outputs.router_logits, self.config.num_experts_per_tok, new_mask)
-        if labels is not None and loss is not None and balance is not None:
+        if loss is not None and outputs.balance is not None:
+            assert labels is not None
             # With num_items_in_batch the micro-batches of a step are summed, so each gives its share of the balance.
             items = kwargs.get("num_items_in_batch")
             share = 1.0 if items is None else (labels[:, 1:] != -100).sum() / items
-            loss = loss + self.config.router_aux_loss_coef * share * balance
+            loss = loss + self.config.router_aux_loss_coef * share * outputs.balance
         return MoeCausalLMOutputWithPast(
             loss=loss,
-            aux_loss=balance,
+            aux_loss=outputs.balance,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,

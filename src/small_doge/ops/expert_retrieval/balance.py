@@ -15,7 +15,7 @@ KERNEL_EXPERTS = 4096
 """The most experts that the kernel counts in shared memory; beyond, and on a CPU, torch adds."""
 
 
-def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) -> Tensor:
+def balance_loss(scores_2Nn: Tensor, index_Nk: Tensor, valid_N: Tensor | None = None) -> Tensor:
     """E * sum over the experts of (share of the choices that are e) * (mean probability of e): 1 when all are equal.
 
     The loss of the Switch Transformer (arXiv 2101.03961, equations 4 to 6) for product keys. The probability of expert
@@ -24,19 +24,21 @@ def balance_loss(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = None) 
 
     Args:
         scores_2Nn: the router's scores for the first and the second keys.
-        top_k: experts a token.
+        index_Nk: the experts that `search_experts` chose by them.
         valid_N: False for tokens that do not count (padding).
     """
     keys = scores_2Nn.shape[-1]
     first, second = scores_2Nn.softmax(-1, dtype=torch.promote_types(scores_2Nn.dtype, torch.float32))
     with torch.no_grad():
-        share_E = _share(_chosen(scores_2Nn, top_k), keys * keys, valid_N)
+        share_E = _share(index_Nk, keys * keys, valid_N)
     if valid_N is None:
         tokens: Tensor | int = first.shape[0]
     else:
         first = first * valid_N[:, None]
         tokens = valid_N.sum().clamp(min=1)
-    probability_E = (first.T @ second / tokens).flatten()
+    # In bf16, which autocast would choose, the mean of many small numbers would be rounded to three digits.
+    with torch.autocast(scores_2Nn.device.type, enabled=False):
+        probability_E = (first.T @ second / tokens).flatten()
     return keys * keys * (share_E * probability_E).sum()
 
 
@@ -57,15 +59,12 @@ def load_statistics(scores_2Nn: Tensor, top_k: int, valid_N: Tensor | None = Non
     """The load of one layer's experts, from its router's scores (an entry of a model's `router_logits`)."""
     experts = scores_2Nn.shape[-1] ** 2
     with torch.no_grad():
-        share_E = _share(_chosen(scores_2Nn, top_k), experts, valid_N)
+        # In the precision in which a layer adds them.
+        scores_2Nn = scores_2Nn.to(torch.promote_types(scores_2Nn.dtype, torch.float32))
+        share_E = _share(search_experts(scores_2Nn, top_k)[1], experts, valid_N)
         used = (share_E > 0).float().mean().item()
         entropy = torch.special.entr(share_E).sum().item() / math.log(experts) if experts > 1 else 1.0
     return ExpertLoad(used=used, entropy=entropy, busiest=share_E.max().item())
-
-
-def _chosen(scores_2Nn: Tensor, top_k: int) -> Tensor:
-    """The experts that a layer chooses by these scores, which it adds in fp32."""
-    return search_experts(scores_2Nn.to(torch.promote_types(scores_2Nn.dtype, torch.float32)), top_k)[1]
 
 
 def _share(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tensor:

@@ -45,3 +45,22 @@ def naive_mixture(
     """
     hidden_Nk = (x_Nd[:, None, :] * down_Ed[index_Nk]).sum(-1)
     return ((weight_Nk * activation(hidden_Nk))[..., None] * up_Ed[index_Nk]).sum(1)
+
+
+def naive_hidden(joint_NF: Tensor, scores_Nk: Tensor, index_Nk: Tensor, experts: int) -> Tensor:
+    """The hidden features of a gated unit and of a mixture beside it: [N, f + E] from [N, 2f + E].
+
+    The first f are silu(gate) * up; expert e has w_e * silu(x . down_e) where the token chose it, else zero.
+
+    Args:
+        joint_NF: gate, up and the dot products with all experts, side by side.
+        scores_Nk: the chosen experts' scores; w is their softmax.
+        index_Nk: the chosen experts, distinct.
+        experts: E.
+    """
+    width = (joint_NF.shape[1] - experts) // 2
+    gate, up, dots_NE = joint_NF.split([width, width, experts], 1)
+    silu = torch.nn.functional.silu
+    chosen_Nk = scores_Nk.softmax(-1) * silu(dots_NE.gather(1, index_Nk))
+    spread_NE = torch.zeros_like(dots_NE).scatter(1, index_Nk, chosen_Nk.to(dots_NE.dtype))
+    return torch.cat([silu(gate) * up, spread_NE], 1)

@@ -93,26 +93,25 @@ def search_backward_kernel(
     index_ptr,
     out_ptr,
     tokens,
-    n,
     k,
+    N: tl.constexpr,
     NP: tl.constexpr,
-    KP: tl.constexpr,
     BT: tl.constexpr,
 ):
-    token = tl.program_id(0) * BT + tl.arange(0, BT)
+    token = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64)
     present = token < tokens
-    key = tl.arange(0, NP)
-    choice = tl.arange(0, KP)
-    at = (token.to(tl.int64) * k)[:, None] + choice[None, :]
-    mask = present[:, None] & (choice < k)[None, :]
-    grad = tl.load(grad_ptr + at, mask=mask, other=0.0)
-    expert = tl.load(index_ptr + at, mask=mask, other=0).to(tl.int32)
-    row = out_ptr + (token.to(tl.int64) * 2 * n)[:, None] + key[None, :]
-    mask = present[:, None] & (key < n)[None, :]
-    first = (expert // n)[:, None, :] == key[None, :, None]
-    tl.store(row, tl.sum(tl.where(first, grad[:, None, :], 0.0), 2), mask=mask)
-    second = (expert % n)[:, None, :] == key[None, :, None]
-    tl.store(row + n, tl.sum(tl.where(second, grad[:, None, :], 0.0), 2), mask=mask)
+    key = tl.arange(0, NP)[None, :]
+    first = tl.zeros([BT, NP], tl.float32)
+    second = tl.zeros([BT, NP], tl.float32)
+    for choice in range(k):
+        grad = tl.load(grad_ptr + token * k + choice, mask=present, other=0.0)[:, None]
+        expert = tl.load(index_ptr + token * k + choice, mask=present, other=0).to(tl.int32)[:, None]
+        first += tl.where(expert // N == key, grad, 0.0)
+        second += tl.where(expert % N == key, grad, 0.0)
+    row = out_ptr + (token * 2 * N)[:, None] + key
+    mask = present[:, None] & (key < N)
+    tl.store(row, first, mask=mask)
+    tl.store(row + N, second, mask=mask)
 
 
 @torch.library.custom_op("small_doge::search_experts", mutates_args=())
@@ -136,10 +135,10 @@ def triton_search(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 def _backward(grad: Tensor, index: Tensor, keys: int) -> Tensor:
     tokens, top_k = index.shape
     out = _gradient(grad, index, keys)
-    shapes = BACKWARD | _padded(NP=keys, KP=top_k)
+    shapes = BACKWARD | {"N": keys} | _padded(NP=keys)
     with torch.cuda.device_of(grad):
         search_backward_kernel[(triton.cdiv(tokens, shapes["BT"]),)](
-            grad.contiguous(), index.contiguous(), out, tokens, keys, top_k, **shapes
+            grad.contiguous(), index.contiguous(), out, tokens, top_k, **shapes
         )
     return out
 

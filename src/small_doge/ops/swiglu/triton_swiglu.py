@@ -27,20 +27,31 @@ def _read(joint_ptr, f, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def gated(gate, up):
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def gated_gradients(grad, gate, up):
+    """Of gate and of up."""
+    open_ = tl.sigmoid(gate)
+    return grad * up * open_ * (1 + gate * (1 - open_)), grad * gate * open_
+
+
+@triton.jit
 def swiglu_kernel(joint_ptr, out_ptr, f, BLOCK: tl.constexpr):
     gate, up, token, at, mask = _read(joint_ptr, f, BLOCK)
-    tl.store(out_ptr + token * f + at, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + token * f + at, gated(gate, up).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def swiglu_backward_kernel(joint_ptr, grad_ptr, out_ptr, f, BLOCK: tl.constexpr):
     gate, up, token, at, mask = _read(joint_ptr, f, BLOCK)
     grad = tl.load(grad_ptr + token * f + at, mask=mask, other=0.0).to(tl.float32)
-    open_ = tl.sigmoid(gate)
-    dgate = grad * up * open_ * (1 + gate * (1 - open_))
+    dgate, dup = gated_gradients(grad, gate, up)
     out_ptr += token * 2 * f + at
     tl.store(out_ptr, dgate.to(out_ptr.dtype.element_ty), mask=mask)
-    tl.store(out_ptr + f, (grad * gate * open_).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + f, dup.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @torch.library.custom_op("small_doge::swiglu", mutates_args=())
