@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import httpx
@@ -28,6 +29,27 @@ def test_without_the_key_nothing_but_health_is_answered(start):
     assert caught.value.code == "invalid_api_key"
     reply = server.client(api_key=KEY).chat.completions.create(model="echo", messages=HELLO)
     assert reply.choices[0].message.content == "a secret word"
+
+
+def test_a_look_at_health_is_answered_in_one_round_of_the_event_loop(server):
+    # Among a crowd each round takes milliseconds: whoever needs several waits for all of them.
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    async def look() -> bool:
+        headers = [(b"host", b"localhost")]
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": headers, "query_string": b""}
+        call = asyncio.ensure_future(server.app(scope, receive, send))
+        await asyncio.sleep(0)
+        return call.done()
+
+    assert asyncio.run(look())
+    assert sent[0]["status"] == 200 and sent[1]["body"] == b'{"status":"ok"}'
 
 
 def test_keys_come_from_a_file_and_the_environment_and_only_their_hashes_stay(tmp_path):
