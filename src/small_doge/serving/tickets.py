@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from small_doge.serving.choice import Logits, TokenChooser, TokenLogprob, TokenRules
 from small_doge.serving.errors import ApiError
@@ -51,23 +51,36 @@ class Piece:
     cached: int
     finish_reason: str | None = None
 
+    def followed_by(self, more: Piece) -> Piece:
+        """Both as one piece."""
+        return replace(more, text=self.text + more.text, logprobs=self.logprobs + more.logprobs)
+
 
 class Ticket:
     """What `Batcher.submit` returns: iterate over the pieces of all completions, in the event loop that submitted.
 
+    Pieces of a completion that wait are joined, so a reader who falls behind has no more to do than to catch up once.
     Leaving the iteration early is not enough to stop the generation: `cancel` does.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, completions: int, on_cancel: Callable[[], None]) -> None:
         self.loop = loop
         self.cancelled = False
-        self._pieces: asyncio.Queue[Piece | ApiError] = asyncio.Queue()
+        self._pieces: dict[int, Piece] = {}
+        self._error: ApiError | None = None
+        self._news = asyncio.Event()
         self._unfinished = completions
         self._on_cancel = on_cancel
 
     def put(self, piece: Piece | ApiError) -> None:
         """Hand over a piece, or the error that ends the request; in the event loop."""
-        self._pieces.put_nowait(piece)
+        if isinstance(piece, ApiError):
+            self._error = piece
+        elif (waiting := self._pieces.get(piece.index)) is not None:
+            self._pieces[piece.index] = waiting.followed_by(piece)
+        else:
+            self._pieces[piece.index] = piece
+        self._news.set()
 
     def cancel(self) -> None:
         """Stop all completions of the request and free their rows; does nothing once they are done."""
@@ -77,13 +90,16 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         while self._unfinished:
-            piece = await self._pieces.get()
-            if isinstance(piece, ApiError):
+            await self._news.wait()
+            self._news.clear()
+            while self._pieces:
+                piece = self._pieces.pop(next(iter(self._pieces)))
+                if piece.finish_reason is not None:
+                    self._unfinished -= 1
+                yield piece
+            if self._error is not None:
                 self._unfinished = 0
-                raise piece
-            if piece.finish_reason is not None:
-                self._unfinished -= 1
-            yield piece
+                raise self._error
 
 
 @dataclass(eq=False)
