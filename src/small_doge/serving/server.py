@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sys
@@ -72,5 +73,8 @@ def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: s
     app = create_app(loaded, settings, metrics)
     for model in loaded:
         logger.info("serving %s (context %d tokens)", model.name, model.context)
+    # What is there now stays to the end: a full collection would hold up everyone for as long as it looks through it.
+    gc.collect()
+    gc.freeze()
     logger.info("listening on http://%s:%d", settings.host, settings.port)
     make_server(app, settings).run()
