@@ -42,8 +42,8 @@ def test_two_hundred_streams_of_which_half_leave(model_folder: Path) -> None:
         f"/health: median {statistics.median(health):.1f} ms, 95 % {late:.1f} ms, worst {max(health):.1f} ms "
         f"of {len(health)}; memory grew by {grown:.1f} MiB from {before / MIB:.0f} MiB"
     )
-    # The goal is 50 ms; with the crowd on the same two cores it is 42 to 72.
-    assert late < 75
+    # The goal of the server among a crowd, and twice what is measured with the crowd on the same two cores.
+    assert late < 50
     assert grown < 16
 
 

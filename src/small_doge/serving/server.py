@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import socket
-import sys
 from collections.abc import Sequence
 
 import uvicorn
@@ -19,8 +18,6 @@ from small_doge.serving.settings import ServerSettings
 logger = logging.getLogger(__name__)
 # After the last answer is over, connections that only wait (the chat page's) have this long to close.
 CLOSING_SECONDS = 2
-# The event loop and the batcher's thread take turns in Python: by default either may keep the other waiting for 5 ms.
-SWITCH_SECONDS = 0.0005
 
 
 class GracefulServer(uvicorn.Server):
@@ -67,13 +64,12 @@ def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: s
     Raises:
         ValueError: what `load_model` and `ModelList` refuse.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
     metrics = Metrics()
     loaded = [load_model(spec, device, dtype, settings.batch, metrics.for_model) for spec in models]
     app = create_app(loaded, settings, metrics)
     for model in loaded:
         logger.info("serving %s (context %d tokens)", model.name, model.context)
-    # What is there now stays to the end: a full collection would hold up everyone for as long as it looks through it.
+    # What is loaded stays: a full collection that looked through it would hold everyone up for 0.3 s.
     gc.collect()
     gc.freeze()
     logger.info("listening on http://%s:%d", settings.host, settings.port)
