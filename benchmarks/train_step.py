@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--sizes 20M 60M] [--batches 64 32] [--baseline FILE] [--mixture] [--profile]
 
 1. check: the fused head against the definition in fp64; a failure ends the run.
-2. time: our compiled step, and with --baseline the variants of that script (transformers' Doge, and a compiled
-   prototype, both in pure bf16), interleaved by round, medians of the rounds.
+2. time: our compiled step, a CUDA graph as in pretraining, and with --baseline the variants of that script
+   (transformers' Doge, and a compiled prototype, both in pure bf16), interleaved by round, medians of the rounds.
 3. --profile: where the time of one step goes, kernel by kernel.
 
 Rows go to DIR/train_step_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
@@ -31,6 +31,7 @@ from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.models.doge.accounting_doge import training_flops_per_token
 from small_doge.ops.linear_cross_entropy import linear_cross_entropy
 from small_doge.trainer.setup import compile_layers
+from small_doge.trainer.step_graph import Inputs, StepGraph
 
 LENGTH = 2048
 PEAK = 989e12
@@ -68,10 +69,16 @@ def our_step(size: str, batch: int, **fields: Any) -> Callable[[], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(0, 32768, (batch, LENGTH), device="cuda")
 
-    def step() -> None:
+    def micro_batch(inputs: Inputs) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids, use_cache=False, loss_only=True).loss
+            loss = model(**inputs, use_cache=False, loss_only=True).loss
         loss.backward()
+        return loss.detach()
+
+    graph = StepGraph(micro_batch, model.parameters())
+
+    def step() -> None:
+        graph({"input_ids": ids, "labels": ids})
         optimizer.step()
         optimizer.zero_grad()
 

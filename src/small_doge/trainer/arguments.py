@@ -105,4 +105,9 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     ddp_find_unused_parameters: bool | None = option(
         False, "Look for parameters without a gradient in every step: slower, and only staged unfreezing has any."
     )
+    cuda_graph: bool = option(
+        True,
+        "On one GPU, with compile_layers: launch forward and backward of a micro-batch by one call, as a CUDA graph; "
+        "not with document_masking.",
+    )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")

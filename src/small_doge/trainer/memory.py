@@ -53,6 +53,7 @@ def out_of_memory_advice(trainer: Any, length: int | None) -> str:
             f"{rows // less} for the same batch (not tried: only pretraining on one process tries what fits)."
         )
     trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.step_graph = None  # It keeps the memory of a micro-batch.
     # Moments that no step has made yet will need their place.
     missing = [p for p in trainer.model.parameters() if p.requires_grad] if not _has_state(trainer.optimizer) else []
     kept = [torch.empty_like(p) for p in missing for _ in range(2)]

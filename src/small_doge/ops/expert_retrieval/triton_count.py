@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from small_doge.ops.support import traceable
+
 CHOICES = 8192
 """Of a program of eight warps, which counts in shared memory."""
 
@@ -24,14 +26,14 @@ def count_kernel(
     tl.store(part_ptr + tl.program_id(0) * EP + bins, tl.histogram(expert, EP, mask=counted))
 
 
-@torch.library.custom_op("small_doge::count_experts", mutates_args=())
+@torch.library.triton_op("small_doge::count_experts", mutates_args=())
 def triton_count(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tensor:
     """The choices of each of so many experts by the tokens that are valid: [E] of int64."""
     index_Nk = index_Nk.contiguous()
     padded = max(256, triton.next_power_of_2(experts))
     parts = index_Nk.new_empty(triton.cdiv(index_Nk.numel(), CHOICES), padded, dtype=torch.int32)
     with torch.cuda.device_of(index_Nk):
-        count_kernel[(parts.shape[0],)](
+        traceable(count_kernel)[(parts.shape[0],)](
             index_Nk,
             None if valid_N is None else valid_N.to(torch.int8),
             parts,
@@ -43,8 +45,3 @@ def triton_count(index_Nk: Tensor, experts: int, valid_N: Tensor | None) -> Tens
             num_warps=8,
         )
     return parts[:, :experts].sum(0)
-
-
-@triton_count.register_fake
-def _(index_Nk, experts, valid_N):
-    return index_Nk.new_empty(experts)

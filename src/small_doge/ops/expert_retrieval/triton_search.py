@@ -13,10 +13,11 @@ import triton.language as tl
 from torch import Tensor
 
 from small_doge.ops.expert_retrieval.candidates import rank_pairs
+from small_doge.ops.support import traceable
 
 FORWARD = {"BT": 4, "num_warps": 1}
 """Tokens and warps of a program: within a warp, what is sorted and gathered need not be waited for."""
-BACKWARD = {"BT": 16, "num_warps": 4}
+BACKWARD = {"BT": 8, "num_warps": 4}
 LOW = tl.constexpr(32)
 """Bits below a score: a place, and below that, of candidates, the expert in EXPERT bits."""
 EXPERT = tl.constexpr(20)
@@ -131,13 +132,14 @@ def triton_search(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     return best, index
 
 
-@torch.library.custom_op("small_doge::search_experts_backward", mutates_args=())
+@torch.library.triton_op("small_doge::search_experts_backward", mutates_args=())
 def _backward(grad: Tensor, index: Tensor, keys: int) -> Tensor:
     tokens, top_k = index.shape
-    out = _gradient(grad, index, keys)
+    # As a router's product lies in memory: a token's two halves side by side.
+    out = grad.new_empty(tokens, 2, keys).transpose(0, 1)
     shapes = BACKWARD | {"N": keys} | _padded(NP=keys)
     with torch.cuda.device_of(grad):
-        search_backward_kernel[(triton.cdiv(tokens, shapes["BT"]),)](
+        traceable(search_backward_kernel)[(triton.cdiv(tokens, shapes["BT"]),)](
             grad.contiguous(), index.contiguous(), out, tokens, top_k, **shapes
         )
     return out
@@ -147,20 +149,10 @@ def _padded(**sizes: int) -> dict[str, int]:
     return {name: max(2, triton.next_power_of_2(size)) for name, size in sizes.items()}
 
 
-def _gradient(grad: Tensor, index: Tensor, keys: int) -> Tensor:
-    """As a router's product lies in memory: a token's two halves side by side."""
-    return grad.new_empty(index.shape[0], 2, keys).transpose(0, 1)
-
-
 @triton_search.register_fake
 def _(scores, top_k):
     tokens = scores.shape[1]
     return scores.new_empty(tokens, top_k), scores.new_empty(tokens, top_k, dtype=torch.int64)
-
-
-@_backward.register_fake
-def _(grad, index, keys):
-    return _gradient(grad, index, keys)
 
 
 def _save(ctx, inputs, output) -> None:

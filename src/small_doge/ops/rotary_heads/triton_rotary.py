@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from small_doge.ops.support import traceable
+
 TOKENS = 32
 """Of a program; four warps hold the halves of their heads in registers."""
 
@@ -70,7 +72,7 @@ def forward_kernel(
     length,
     table_b,
     table_t,
-    eps,
+    EPS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -83,7 +85,7 @@ def forward_kernel(
     d = tl.arange(0, HALF)
     first, second = _half(joint_ptr + head * D, (H + 2 * G) * D, token, present, d, D)
     if head < H + G:
-        r = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + eps)[:, None]
+        r = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D + EPS)[:, None]
         w1, w2 = _weight(query_weight_ptr if head < H else key_weight_ptr, d, D)
         cos, sin = _angle(cos_ptr, sin_ptr, table_b, table_t, token, present, length, d, D)
         first, second = first * r * w1, second * r * w2
@@ -112,7 +114,7 @@ def backward_kernel(
     length,
     table_b,
     table_t,
-    eps,
+    EPS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     D: tl.constexpr,
@@ -131,7 +133,7 @@ def backward_kernel(
         grad1, grad2 = _half(dvalue_ptr + (head - H - G) * D, G * D, token, present, d, D)
     if head < H + G:
         x1, x2 = _half(joint_ptr + head * D, (H + 2 * G) * D, token, present, d, D)
-        r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / D + eps)[:, None]
+        r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / D + EPS)[:, None]
         w1, w2 = _weight(query_weight_ptr if head < H else key_weight_ptr, d, D)
         cos, sin = _angle(cos_ptr, sin_ptr, table_b, table_t, token, present, length, d, D)
         grad1, grad2 = grad1 * cos + grad2 * sin, grad2 * cos - grad1 * sin
@@ -164,7 +166,7 @@ def _launch(joint: Tensor, weight: Tensor, table: Tensor, heads: int) -> tuple[t
     return (triton.cdiv(tokens, TOKENS), heads + 2 * groups), shapes
 
 
-@torch.library.custom_op("small_doge::normed_rotary_heads", mutates_args=())
+@torch.library.triton_op("small_doge::normed_rotary_heads", mutates_args=())
 def triton_normed_rotary_heads(
     joint: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,11 +175,11 @@ def triton_normed_rotary_heads(
     grid, shapes = _launch(joint, query_weight, cos, heads)
     outputs = _outputs(joint, query_weight, heads)
     with torch.cuda.device_of(joint):
-        forward_kernel[grid](joint, query_weight, key_weight, cos, sin, *outputs, **shapes, eps=eps)
+        traceable(forward_kernel)[grid](joint, query_weight, key_weight, cos, sin, *outputs, **shapes, EPS=eps)
     return outputs
 
 
-@torch.library.custom_op("small_doge::normed_rotary_heads_backward", mutates_args=())
+@torch.library.triton_op("small_doge::normed_rotary_heads_backward", mutates_args=())
 def _backward(
     dquery: Tensor,
     dkey: Tensor,
@@ -196,8 +198,8 @@ def _backward(
     parts = torch.empty(grid[0], heads + shapes["G"], shapes["D"], dtype=torch.float32, device=joint.device)
     grads = [grad.contiguous() for grad in (dquery, dkey, dvalue)]
     with torch.cuda.device_of(joint):
-        backward_kernel[grid](
-            joint, query_weight, key_weight, cos, sin, *grads, djoint, parts, **shapes, eps=eps
+        traceable(backward_kernel)[grid](
+            joint, query_weight, key_weight, cos, sin, *grads, djoint, parts, **shapes, EPS=eps
         )  # fmt: skip
     dweight_HGD = parts.sum(0)
     dweights = [part.sum(0).to(query_weight.dtype) for part in dweight_HGD.split([heads, shapes["G"]])]
@@ -210,16 +212,6 @@ def _outputs(joint: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor,
     groups = (width // size - heads) // 2
     query, key, value = (joint.new_empty(batch, length, count, size) for count in (heads, groups, groups))
     return query, key, value
-
-
-@triton_normed_rotary_heads.register_fake
-def _(joint, query_weight, key_weight, cos, sin, heads, eps):
-    return _outputs(joint, query_weight, heads)
-
-
-@_backward.register_fake
-def _(dquery, dkey, dvalue, joint, query_weight, key_weight, cos, sin, heads, eps):
-    return joint.new_empty(joint.shape), torch.empty_like(query_weight), torch.empty_like(key_weight)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -12,18 +12,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from small_doge.ops.support import traceable
+
 BLOCK = 1024
 """Numbers of one token in a program of four warps."""
 
 
+# torch.compile finds what a kernel writes by following its addresses: helpers that load give none back.
 @triton.jit
-def _read(joint_ptr, f, BLOCK: tl.constexpr):
-    """Gate and up of BLOCK numbers of a token, the token, where they are and which of them there are."""
-    token = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    gate = tl.load(joint_ptr + token * 2 * f + at, mask=at < f, other=0.0).to(tl.float32)
-    up = tl.load(joint_ptr + token * 2 * f + f + at, mask=at < f, other=0.0).to(tl.float32)
-    return gate, up, token, at, at < f
+def gate_and_up(joint_ptr, f, at):
+    """Of one token, in fp32."""
+    gate = tl.load(joint_ptr + at, mask=at < f, other=0.0).to(tl.float32)
+    return gate, tl.load(joint_ptr + f + at, mask=at < f, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -40,55 +40,45 @@ def gated_gradients(grad, gate, up):
 
 @triton.jit
 def swiglu_kernel(joint_ptr, out_ptr, f, BLOCK: tl.constexpr):
-    gate, up, token, at, mask = _read(joint_ptr, f, BLOCK)
-    tl.store(out_ptr + token * f + at, gated(gate, up).to(out_ptr.dtype.element_ty), mask=mask)
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate, up = gate_and_up(joint_ptr + token * 2 * f, f, at)
+    tl.store(out_ptr + token * f + at, gated(gate, up).to(out_ptr.dtype.element_ty), mask=at < f)
 
 
 @triton.jit
 def swiglu_backward_kernel(joint_ptr, grad_ptr, out_ptr, f, BLOCK: tl.constexpr):
-    gate, up, token, at, mask = _read(joint_ptr, f, BLOCK)
-    grad = tl.load(grad_ptr + token * f + at, mask=mask, other=0.0).to(tl.float32)
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    gate, up = gate_and_up(joint_ptr + token * 2 * f, f, at)
+    grad = tl.load(grad_ptr + token * f + at, mask=at < f, other=0.0).to(tl.float32)
     dgate, dup = gated_gradients(grad, gate, up)
     out_ptr += token * 2 * f + at
-    tl.store(out_ptr, dgate.to(out_ptr.dtype.element_ty), mask=mask)
-    tl.store(out_ptr + f, dup.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr, dgate.to(out_ptr.dtype.element_ty), mask=at < f)
+    tl.store(out_ptr + f, dup.to(out_ptr.dtype.element_ty), mask=at < f)
 
 
-@torch.library.custom_op("small_doge::swiglu", mutates_args=())
+@torch.library.triton_op("small_doge::swiglu", mutates_args=())
 def triton_swiglu(joint: Tensor) -> Tensor:
     """See `small_doge.ops.swiglu.swiglu`."""
     joint = joint.contiguous()
-    out = _half_as_wide(joint)
+    out = joint.new_empty(*joint.shape[:-1], joint.shape[-1] // 2)
     with torch.cuda.device_of(joint):
-        swiglu_kernel[_grid(out)](joint, out, out.shape[-1], BLOCK=BLOCK)
+        traceable(swiglu_kernel)[_grid(out)](joint, out, out.shape[-1], BLOCK=BLOCK)
     return out
 
 
-@torch.library.custom_op("small_doge::swiglu_backward", mutates_args=())
+@torch.library.triton_op("small_doge::swiglu_backward", mutates_args=())
 def _backward(grad: Tensor, joint: Tensor) -> Tensor:
     joint, grad = joint.contiguous(), grad.contiguous()
     out = torch.empty_like(joint)
     with torch.cuda.device_of(joint):
-        swiglu_backward_kernel[_grid(grad)](joint, grad, out, grad.shape[-1], BLOCK=BLOCK)
+        traceable(swiglu_backward_kernel)[_grid(grad)](joint, grad, out, grad.shape[-1], BLOCK=BLOCK)
     return out
 
 
 def _grid(half: Tensor) -> tuple[int, int]:
     return half.numel() // half.shape[-1], triton.cdiv(half.shape[-1], BLOCK)
-
-
-def _half_as_wide(joint: Tensor) -> Tensor:
-    return joint.new_empty(*joint.shape[:-1], joint.shape[-1] // 2)
-
-
-@triton_swiglu.register_fake
-def _(joint):
-    return _half_as_wide(joint)
-
-
-@_backward.register_fake
-def _(grad, joint):
-    return joint.new_empty(joint.shape)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -29,6 +29,7 @@ from small_doge.trainer.setup import (
     zero_init_outputs,
 )
 from small_doge.trainer.stage import StageTrainer, attach_callbacks, resume_point, run_to_end
+from small_doge.trainer.step_graph import GraphedSteps
 
 
 class PackedRows:
@@ -53,13 +54,15 @@ class PackedRows:
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}
 
 
-class PretrainingTrainer(StageTrainer, Trainer):
+class PretrainingTrainer(StageTrainer, GraphedSteps, Trainer):
     """transformers' Trainer with our optimizer, schedule and checkpoints, and the head fused with its loss."""
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # Counted here, from shapes: transformers' own count waits for the device after every micro-batch.
+        self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
+        return super().training_step(model, inputs, *args, **kwargs)
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model.training:
-            # Counted here, from shapes: transformers' own count waits for the device after every micro-batch.
-            self.state.num_input_tokens_seen += inputs["input_ids"].numel() * self.args.world_size
         # ZeRO-3 gathers a weight only while its module runs, and the fused head takes the weight alone.
         loss_only = not is_deepspeed_zero3_enabled()
         return super().compute_loss(model, {**inputs, "loss_only": loss_only}, *args, **kwargs)

@@ -1,0 +1,182 @@
+"""A micro-batch that is captured and replayed is the micro-batch itself, gradients summed over micro-batches too.
+
+On a CPU a stand-in for the CUDA graph runs the step again; on a GPU (`pytest tests/trainer/test_step_graph.py -m gpu`)
+the captured kernels must give the same bits.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import DistributedType
+from torch import nn
+
+from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.trainer.setup import compile_layers
+from small_doge.trainer.step_graph import WARM_UP, GraphedSteps, StepGraph
+
+
+class StandIn:
+    """Runs what was captured again, as a replay would, and counts."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.again()
+
+
+@pytest.fixture
+def graphs(monkeypatch) -> list[StandIn]:
+    made: list[StandIn] = []
+
+    def new() -> StandIn:
+        made.append(StandIn())
+        return made[-1]
+
+    @contextmanager
+    def nothing(*args, **kwargs):
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, value in {
+        "CUDAGraph": new,
+        "graph": nothing,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": nothing,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return made
+
+
+class Steps:
+    """A small model's micro-batches, each with its loss at one place in memory."""
+
+    def __init__(self, graphs: list[StandIn]) -> None:
+        torch.manual_seed(0)
+        self.graphs = graphs
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+        self.loss = torch.zeros(())
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if self.graphs:
+            self.graphs[-1].again = lambda: self(inputs)
+        loss = self.model(inputs["x"]).square().mean()
+        loss.backward()
+        return self.loss.copy_(loss.detach())
+
+
+def train(step, model: nn.Module, batches: list[torch.Tensor], accumulation: int) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    losses = []
+    for number, x in enumerate(batches, 1):
+        losses.append(step({"x": x}).item())
+        if number % accumulation == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4, 5])
+def test_losses_are_those_of_the_plain_step_while_the_gradients_of_micro_batches_add_up(accumulation, graphs):
+    batches = list(torch.randn(12, 5, 3))
+    plain, steps = Steps([]), Steps(graphs)
+    expected = train(plain, plain.model, batches, accumulation)
+    found = train(StepGraph(steps, steps.model.parameters()), steps.model, batches, accumulation)
+    assert found == expected
+    assert [graph.replays for graph in graphs] == [12 - WARM_UP]
+
+
+def test_other_shapes_and_parameters_that_learn_anew_are_captured_anew(graphs):
+    steps = Steps(graphs)
+    graph = StepGraph(steps, steps.model.parameters())
+    for rows, frozen in ((5, False), (4, False), (4, True)):
+        steps.model[0].weight.requires_grad_(not frozen)
+        steps.model.zero_grad()
+        for _ in range(WARM_UP + 2):
+            graph({"x": torch.randn(rows, 3)})
+    assert [graph.replays for graph in graphs] == [2, 2, 2]
+    assert steps.model[0].weight.grad is None and steps.model[1].weight.grad is not None
+
+
+def test_a_loss_that_was_returned_stays_as_it_is(graphs):
+    steps = Steps(graphs)
+    graph = StepGraph(steps, steps.model.parameters())
+    losses = [graph({"x": torch.full((2, 3), float(value))}) for value in range(WARM_UP + 3)]
+    assert len({loss.item() for loss in losses[WARM_UP:]}) == 3
+
+
+class Plain:
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        return (sorted(inputs), num_items_in_batch)
+
+
+class Graphed(GraphedSteps, Plain):
+    def __init__(self, **changes):
+        given = {"cuda_graph": True, "compile_layers": True, "fp16": False, "gradient_checkpointing": False, "n_gpu": 1}
+        self.args = SimpleNamespace(device=torch.device("cuda"), **given | changes)
+        self.accelerator = SimpleNamespace(distributed_type=DistributedType.NO)
+
+    def _prepare_inputs(self, inputs):
+        return inputs
+
+
+ROWS = {"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2, 3)}
+
+
+def test_a_trainer_gives_rows_and_their_count_to_the_captured_step():
+    trainer, count = Graphed(), torch.tensor(4)
+    # The first micro-batches are run as they come.
+    assert trainer.training_step(nn.Linear(1, 1), ROWS, count) == (["input_ids", "labels"], count)
+    assert trainer.step_graph is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cuda_graph": False}, {"compile_layers": False}, {"fp16": True}, {"gradient_checkpointing": True}, {"n_gpu": 2}],
+    ids=str,
+)
+def test_what_was_not_tried_is_not_captured(changes):
+    trainer = Graphed(**changes)
+    trainer.training_step(nn.Linear(1, 1), ROWS)
+    assert trainer.step_graph is None
+
+
+def test_rows_with_document_masks_and_other_engines_are_not_captured():
+    trainer = Graphed()
+    trainer.training_step(nn.Linear(1, 1), ROWS | {"position_ids": torch.zeros(2, 3)})
+    trainer.accelerator.distributed_type = DistributedType.FSDP
+    trainer.training_step(nn.Linear(1, 1), ROWS)
+    assert trainer.step_graph is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("kind", ["dense", "mixture"])
+def test_on_a_gpu_losses_and_weights_are_the_same_bits(kind, accumulation):
+    fields = {"is_moe": True, "num_experts": 256, "output_router_logits": True} if kind == "mixture" else {}
+    found = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        model = DogeForCausalLM(DogeConfig.from_size("20M", num_hidden_layers=2, **fields)).cuda().train()
+        compile_layers(model)
+
+        def micro_batch(inputs, model=model):
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = model(input_ids=inputs["x"], labels=inputs["x"], loss_only=True).loss
+            loss.backward()
+            return loss.detach()
+
+        step = StepGraph(micro_batch, model.parameters()) if graphed else micro_batch
+        batches = list(
+            torch.randint(0, 32768, (9, 4, 256), device="cuda", generator=torch.Generator("cuda").manual_seed(1))
+        )
+        losses = train(step, model, batches, accumulation)
+        found.append((losses, [parameter.detach().clone() for parameter in model.parameters()]))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(*pair) for pair in zip(found[0][1], found[1][1], strict=True))
