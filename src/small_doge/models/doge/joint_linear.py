@@ -54,13 +54,16 @@ class _NarrowProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return (x.float()[..., None, :] * weight.float()).sum(-1)
+        # Sums side by side, which read x once; a sum over [..., f, d] would read it f times.
+        return torch.stack([(x.float() * row).sum(-1) for row in weight.float()], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         grad_x = (grad[..., None] * weight.float()).sum(-2)
-        grad_weight = grad.flatten(0, -2).to(x.dtype).T @ x.flatten(0, -2)
+        # Rows of 16 bytes: a product with three columns in half precision takes three times as long.
+        padded = F.pad(grad.flatten(0, -2).to(x.dtype), (0, -weight.shape[0] % 8))
+        grad_weight = (padded.T @ x.flatten(0, -2))[: weight.shape[0]]
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
