@@ -115,6 +115,9 @@ class Plain:
     def training_step(self, model, inputs, num_items_in_batch=None):
         return (sorted(inputs), num_items_in_batch)
 
+    def evaluate(self):
+        return {"eval_loss": 1.0, "graph kept": self.step_graph is not None}
+
 
 class Graphed(GraphedSteps, Plain):
     def __init__(self, **changes):
@@ -134,6 +137,12 @@ def test_a_trainer_gives_rows_and_their_count_to_the_captured_step():
     # The first micro-batches are run as they come.
     assert trainer.training_step(nn.Linear(1, 1), ROWS, count) == (["input_ids", "labels"], count)
     assert trainer.step_graph is not None
+
+
+def test_an_evaluation_has_the_memory_of_the_graph():
+    trainer = Graphed()
+    trainer.training_step(nn.Linear(1, 1), ROWS)
+    assert trainer.evaluate() == {"eval_loss": 1.0, "graph kept": False}
 
 
 @pytest.mark.parametrize(

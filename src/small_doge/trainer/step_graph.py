@@ -115,6 +115,11 @@ class GraphedSteps:
         counted = {} if num_items_in_batch is None else {COUNT: num_items_in_batch}
         return self.step_graph(self._prepare_inputs(inputs | counted))  # type: ignore[attr-defined]
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # A graph keeps a micro-batch's memory for itself; the next micro-batches make another one.
+        self.step_graph = None
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
     def _captured(self, inputs: Inputs) -> bool:
         args = self.args
         alone = args.device.type == "cuda" and self.accelerator.distributed_type == DistributedType.NO
