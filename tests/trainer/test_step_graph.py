@@ -6,6 +6,7 @@ the captured kernels must give the same bits.
 
 from __future__ import annotations
 
+import gc
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -13,10 +14,12 @@ import pytest
 import torch
 from accelerate import DistributedType
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from small_doge import DogeConfig, DogeForCausalLM
+from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
 from small_doge.trainer.setup import compile_layers
-from small_doge.trainer.step_graph import WARM_UP, GraphedSteps, StepGraph
+from small_doge.trainer.step_graph import WARM_UP, GraphedSteps, StepGraph, capturable
 
 
 class StandIn:
@@ -89,7 +92,9 @@ def test_losses_are_those_of_the_plain_step_while_the_gradients_of_micro_batches
     expected = train(plain, plain.model, batches, accumulation)
     found = train(StepGraph(steps, steps.model.parameters()), steps.model, batches, accumulation)
     assert found == expected
-    assert [graph.replays for graph in graphs] == [12 - WARM_UP]
+    # From the first step of the optimizer that begins after the warm-up.
+    before = -(-WARM_UP // accumulation) * accumulation
+    assert [graph.replays for graph in graphs] == [12 - before]
 
 
 def test_other_shapes_and_parameters_that_learn_anew_are_captured_anew(graphs):
@@ -97,8 +102,8 @@ def test_other_shapes_and_parameters_that_learn_anew_are_captured_anew(graphs):
     graph = StepGraph(steps, steps.model.parameters())
     for rows, frozen in ((5, False), (4, False), (4, True)):
         steps.model[0].weight.requires_grad_(not frozen)
-        steps.model.zero_grad()
         for _ in range(WARM_UP + 2):
+            steps.model.zero_grad()
             graph({"x": torch.randn(rows, 3)})
     assert [graph.replays for graph in graphs] == [2, 2, 2]
     assert steps.model[0].weight.grad is None and steps.model[1].weight.grad is not None
@@ -107,21 +112,42 @@ def test_other_shapes_and_parameters_that_learn_anew_are_captured_anew(graphs):
 def test_a_loss_that_was_returned_stays_as_it_is(graphs):
     steps = Steps(graphs)
     graph = StepGraph(steps, steps.model.parameters())
-    losses = [graph({"x": torch.full((2, 3), float(value))}) for value in range(WARM_UP + 3)]
+    losses = []
+    for value in range(WARM_UP + 3):
+        losses.append(graph({"x": torch.full((2, 3), float(value))}))
+        steps.model.zero_grad()
     assert len({loss.item() for loss in losses[WARM_UP:]}) == 3
 
 
 class Plain:
+    """A trainer whose loss tells which rows and which count it was given."""
+
+    graphs: list[StandIn] = []
+
     def training_step(self, model, inputs, num_items_in_batch=None):
-        return (sorted(inputs), num_items_in_batch)
+        def told():
+            return (100 * inputs["input_ids"].sum() + 10 * inputs["labels"].sum() + num_items_in_batch).clone()
+
+        loss = told()
+        if self.graphs:
+            self.graphs[-1].again = lambda: loss.copy_(told())
+        return loss
 
     def evaluate(self):
         return {"eval_loss": 1.0, "graph kept": self.step_graph is not None}
 
 
+class Model(nn.Linear):
+    def __init__(self, **fields):
+        super().__init__(1, 1)
+        self.config = DogeConfig(**fields)
+        self.config._attn_implementation = fields.get("_attn_implementation", "sdpa")
+
+
 class Graphed(GraphedSteps, Plain):
     def __init__(self, **changes):
         given = {"cuda_graph": True, "compile_layers": True, "fp16": False, "gradient_checkpointing": False, "n_gpu": 1}
+        given |= {"torch_empty_cache_steps": None, "optim": "adamw_torch_fused"}
         self.args = SimpleNamespace(device=torch.device("cuda"), **given | changes)
         self.accelerator = SimpleNamespace(distributed_type=DistributedType.NO)
 
@@ -129,39 +155,115 @@ class Graphed(GraphedSteps, Plain):
         return inputs
 
 
-ROWS = {"input_ids": torch.zeros(2, 3), "labels": torch.zeros(2, 3)}
+def rows(number: int = 0) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.full((2, 3), float(number)), "labels": torch.full((2, 3), float(number + 1))}
 
 
-def test_a_trainer_gives_rows_and_their_count_to_the_captured_step():
-    trainer, count = Graphed(), torch.tensor(4)
-    # The first micro-batches are run as they come.
-    assert trainer.training_step(nn.Linear(1, 1), ROWS, count) == (["input_ids", "labels"], count)
-    assert trainer.step_graph is not None
+COUNT = torch.tensor(4.0)
+
+
+def test_a_captured_step_reads_the_rows_and_the_count_of_each_micro_batch(graphs):
+    trainer, plain, model = Graphed(), Plain(), Model()
+    trainer.graphs = graphs
+    for number in range(WARM_UP + 4):
+        given = rows(number), torch.tensor(float(7 * number))
+        assert trainer.training_step(model, *given).item() == plain.training_step(model, *given).item()
+    assert [graph.replays for graph in graphs] == [4]
 
 
 def test_an_evaluation_has_the_memory_of_the_graph():
     trainer = Graphed()
-    trainer.training_step(nn.Linear(1, 1), ROWS)
+    trainer.training_step(Model(), rows(), COUNT)
+    assert trainer.step_graph is not None
     assert trainer.evaluate() == {"eval_loss": 1.0, "graph kept": False}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"cuda_graph": False}, {"compile_layers": False}, {"fp16": True}, {"gradient_checkpointing": True}, {"n_gpu": 2}],
+    [
+        {"cuda_graph": False},
+        {"compile_layers": False},
+        {"fp16": True},
+        {"gradient_checkpointing": True},
+        {"n_gpu": 2},
+        {"torch_empty_cache_steps": 4},
+        {"optim": "galore_adamw_layerwise"},
+        {"device": torch.device("cpu")},
+    ],
     ids=str,
 )
-def test_what_was_not_tried_is_not_captured(changes):
-    trainer = Graphed(**changes)
-    trainer.training_step(nn.Linear(1, 1), ROWS)
-    assert trainer.step_graph is None
-
-
-def test_rows_with_document_masks_and_other_engines_are_not_captured():
+def test_a_trainer_that_was_not_tried_captures_nothing(changes):
     trainer = Graphed()
-    trainer.training_step(nn.Linear(1, 1), ROWS | {"position_ids": torch.zeros(2, 3)})
-    trainer.accelerator.distributed_type = DistributedType.FSDP
-    trainer.training_step(nn.Linear(1, 1), ROWS)
+    vars(trainer.args).update(changes)
+    trainer.training_step(Model(), rows(), COUNT)
     assert trainer.step_graph is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"keep_window_size": 2},
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}},
+        {"hidden_dropout": 0.1},
+        {"is_moe": True, "num_experts": 9216},
+        {"_attn_implementation": "doge_blocked"},
+    ],
+    ids=str,
+)
+def test_a_model_that_was_not_tried_is_not_captured(fields):
+    assert capturable(Model().config, 3) and not capturable(Model(**fields).config, 3)
+
+
+def test_the_first_generation_rows_with_document_masks_and_other_engines_are_not_captured():
+    assert not capturable(WonderfulMatricesConfig(), 3)
+    trainer = Graphed()
+    trainer.training_step(Model(), rows() | {"position_ids": torch.zeros(2, 3)}, COUNT)
+    trainer.accelerator.distributed_type = DistributedType.FSDP
+    trainer.training_step(Model(), rows(), COUNT)
+    assert trainer.step_graph is None
+
+
+def test_a_capture_that_fails_names_the_mend(graphs, monkeypatch):
+    @contextmanager
+    def broken(*args, **kwargs):
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", broken)
+    steps = Steps(graphs)
+    graph = StepGraph(steps, steps.model.parameters())
+    with pytest.raises(ValueError, match="set cuda_graph: false, or a smaller"):
+        train(graph, steps.model, list(torch.randn(4, 5, 3)), 1)
+    assert gc.isenabled()
+
+
+def host_reads(model: DogeForCausalLM) -> int:
+    """How often a micro-batch of a model asks a tensor for a number: on a GPU, a wait, which no capture allows."""
+
+    class Reads(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._local_scalar_dense.default
+            return func(*args, **(kwargs or {}))
+
+    ids = torch.randint(3, 60, (2, 24))
+    with Reads() as reads:
+        model(input_ids=ids, labels=ids, loss_only=True, num_items_in_batch=torch.tensor(46)).loss.backward()
+    return reads.count
+
+
+MIXTURE = {"is_moe": True, "num_experts": 16, "num_experts_per_tok": 4, "output_router_logits": True}
+
+
+@pytest.mark.parametrize("fields", [{}, MIXTURE], ids=["dense", "mixture"])
+def test_what_is_captured_asks_the_device_for_nothing(fields):
+    small = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    model = DogeForCausalLM(DogeConfig(**small, **fields)).train()
+    assert capturable(model.config, 24) and host_reads(model) == 0
+    dynamic = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    assert host_reads(DogeForCausalLM(DogeConfig(**small, **fields, rope_parameters=dynamic)).train()) > 0
 
 
 @pytest.mark.gpu

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP
 from small_doge.models.doge.modeling_doge import DogeDecoderLayer, DogeForCausalLM
-
-# Their inverse frequencies do not depend on how long the sequence is.
-STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+from small_doge.models.doge.rotary_doge import STATIC_ROPES
 
 
 @dataclass(frozen=True)

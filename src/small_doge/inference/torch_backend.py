@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from small_doge.inference.gpu_weights import STATIC_ROPES
 from small_doge.inference.model_slots import ModelSlots
 from small_doge.inference.slots import SlotSession
 from small_doge.inference.torch_slots import TorchSlots
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
+from small_doge.models.doge.rotary_doge import STATIC_ROPES
 
 LENGTH_STEP = 256
 

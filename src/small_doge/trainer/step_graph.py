@@ -6,12 +6,17 @@ to run them. Captured once, they are launched by one call.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import DistributedType
 from torch import Tensor, nn
+
+from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.models.doge.rotary_doge import STATIC_ROPES
+from small_doge.ops.expert_retrieval import DENSE_EXPERTS
 
 WARM_UP = 2
 """Micro-batches of the same shapes before one is captured: by then everything has been compiled and chosen."""
@@ -21,12 +26,22 @@ ROWS, COUNT = ("input_ids", "labels"), "num_items_in_batch"
 Inputs = dict[str, Tensor]
 
 
-class StepGraph:
-    """Calls `step`, and from the third micro-batch of the same shapes on replays what it launched on the GPU.
+class Captured(NamedTuple):
+    """A graph, and where it reads its inputs and leaves its loss and gradients."""
 
-    `step` is captured anew when shapes change, or which parameters learn. It must wait for nothing on the GPU, and what
-    it does on the host is not done again. While there is a graph, each gradient stays at one place, is added to by
-    every micro-batch, and starts from zero where it has been set to None.
+    graph: torch.cuda.CUDAGraph
+    inputs: Inputs
+    loss: Tensor
+    gradients: list[tuple[nn.Parameter, Tensor]]
+
+
+class StepGraph:
+    """Calls `step`, and once micro-batches of the same shapes have been seen replays what it launched on the GPU.
+
+    It is captured at the beginning of an optimizer's step, when no parameter has a gradient, and anew when shapes
+    change or which parameters learn. It must wait for nothing on the GPU, and what it does on the host is not done
+    again. While there is a graph, each gradient stays at one place, is added to by every micro-batch, and starts from
+    zero where it has been set to None.
 
     Args:
         step: Forward and backward of a micro-batch; returns the loss.
@@ -38,7 +53,7 @@ class StepGraph:
         self._parameters = list(parameters)
         self._signature: Any = None
         self._seen = 0
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured: Captured | None = None
 
     def __call__(self, inputs: Inputs) -> Tensor:
         signature = (
@@ -46,56 +61,74 @@ class StepGraph:
             [parameter.requires_grad for parameter in self._parameters],
         )
         if signature != self._signature:
-            self._signature, self._seen, self._graph = signature, 0, None
-        if self._graph is None:
+            self._signature, self._seen, self._captured = signature, 0, None
+        if self._captured is None:
             self._seen += 1
-            if self._seen <= WARM_UP:
+            if self._seen <= WARM_UP or any(parameter.grad is not None for parameter in self._parameters):
                 return self._step(inputs)
-            self._graph = self._capture(inputs)
+            self._captured = self._capture(inputs)
+        graph, places, loss, gradients = self._captured
         for name, x in inputs.items():
-            self._inputs[name].copy_(x)
-        self._attach_gradients()
-        self._graph.replay()
-        return self._loss.clone()
+            places[name].copy_(x)
+        fresh = [(parameter, grad) for parameter, grad in gradients if parameter.grad is None]
+        if fresh:
+            torch._foreach_zero_([grad for _, grad in fresh])
+        for parameter, grad in fresh:
+            parameter.grad = grad
+        graph.replay()
+        return loss.clone()
 
-    def _capture(self, inputs: Inputs) -> torch.cuda.CUDAGraph:
-        trained = [parameter for parameter in self._parameters if parameter.requires_grad]
-        before = [parameter.grad for parameter in trained]
-        for parameter in trained:
-            parameter.grad = None
-        self._inputs = {name: x.clone() for name, x in inputs.items()}
+    def _capture(self, inputs: Inputs) -> Captured:
+        places = {name: x.clone() for name, x in inputs.items()}
         # Once beside the current stream, as a capture asks for; it also makes the gradients that the graph adds to.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(self._inputs)
+            self._step(places)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads, which pin the memory of batches to come, may go on.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._loss = self._step(self._inputs)
-        self._gradients = [(p, p.grad) for p in trained if p.grad is not None]
-        for parameter, grad in zip(trained, before, strict=True):
-            parameter.grad = grad
-        return graph
+        # What dies in a capture may free memory of the GPU, which would end it.
+        gc.collect()
+        gc.disable()
+        try:
+            # Other threads, which pin the memory of batches to come, may go on.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                loss = self._step(places)
+        except RuntimeError as error:
+            raise ValueError(
+                "the step could not be captured as a CUDA graph, perhaps for want of memory: "
+                "set cuda_graph: false, or a smaller per_device_train_batch_size."
+            ) from error
+        finally:
+            gc.enable()
+        gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        for parameter, _ in gradients:
+            parameter.grad = None
+        return Captured(graph, places, loss, gradients)
 
-    def _attach_gradients(self) -> None:
-        fresh = [grad for parameter, grad in self._gradients if parameter.grad is None]
-        if fresh:
-            torch._foreach_zero_(fresh)
-        for parameter, grad in self._gradients:
-            if parameter.grad is None:
-                parameter.grad = grad
-            elif parameter.grad is not grad:
-                grad.copy_(parameter.grad)
-                parameter.grad = grad
+
+def capturable(config: Any, length: int) -> bool:
+    """Whether a model's micro-batch of rows so long is of those that were captured and compared on a GPU.
+
+    A Doge whose window is as long as its rows, with at most as many experts as its products take whole. Angles that
+    depend on the length are looked at by the host.
+    """
+    return (
+        isinstance(config, DogeConfig)
+        and config._attn_implementation == "sdpa"  # The choice of the op.
+        and length <= config.keep_window_size
+        and dict(config.rope_parameters or {})["rope_type"] in STATIC_ROPES
+        and (config.num_experts <= DENSE_EXPERTS or not config.is_moe)
+        and config.hidden_dropout == 0.0
+    )
 
 
 class GraphedSteps:
     """Mixin for a trainer of packed rows: with `cuda_graph`, its micro-batches run as a `StepGraph`.
 
-    Only what was tried is captured: compiled layers, one process with one GPU and without DeepSpeed or FSDP, no loss
-    scale, activations kept, rows without document masks.
+    Only what was tried is captured: `capturable` models with compiled layers, one process with one GPU and without
+    DeepSpeed or FSDP, no loss scale, activations kept, rows without document masks, an optimizer that waits for all
+    gradients.
     """
 
     args: Any
@@ -104,14 +137,10 @@ class GraphedSteps:
 
     def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | None = None) -> Tensor:
         step = super().training_step  # type: ignore[misc]
-        if not self._captured(inputs):
+        if not self._to_capture(model, inputs):
             return step(model, inputs, num_items_in_batch)
-
-        def by_name(given: Inputs) -> Tensor:
-            return step(model, {name: given[name] for name in ROWS}, given.get(COUNT))
-
         if self.step_graph is None:
-            self.step_graph = StepGraph(by_name, model.parameters())
+            self.step_graph = StepGraph(_by_name(step, model), model.parameters())
         counted = {} if num_items_in_batch is None else {COUNT: num_items_in_batch}
         return self.step_graph(self._prepare_inputs(inputs | counted))  # type: ignore[attr-defined]
 
@@ -120,8 +149,17 @@ class GraphedSteps:
         self.step_graph = None
         return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
-    def _captured(self, inputs: Inputs) -> bool:
+    def _to_capture(self, model: Any, inputs: Inputs) -> bool:
         args = self.args
-        alone = args.device.type == "cuda" and self.accelerator.distributed_type == DistributedType.NO
+        if not args.cuda_graph or args.device.type != "cuda" or set(inputs) != set(ROWS):
+            return False
+        alone = args.n_gpu == 1 and self.accelerator.distributed_type == DistributedType.NO
         plain = args.compile_layers and not args.fp16 and not args.gradient_checkpointing
-        return args.cuda_graph and alone and plain and args.n_gpu == 1 and set(inputs) == set(ROWS)
+        plain = plain and args.torch_empty_cache_steps is None
+        together = not any(kind in args.optim for kind in ("layerwise", "lomo"))
+        return alone and plain and together and capturable(model.config, inputs["input_ids"].shape[1])
+
+
+def _by_name(step: Callable[..., Tensor], model: nn.Module) -> Callable[[Inputs], Tensor]:
+    """A trainer's step with its count among the inputs, so that a graph finds both in one place."""
+    return lambda given: step(model, {name: given[name] for name in ROWS}, given.get(COUNT))

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
+STATIC_ROPES = ("default", "linear", "llama3", "yarn")
+"""Those whose inverse frequencies do not depend on how long the sequence is."""
+
 
 class DogeRotaryEmbedding(nn.Module):
     """cos and sin [B, T, D] of the rotary embedding (arXiv 2104.09864), with transformers' scalings."""

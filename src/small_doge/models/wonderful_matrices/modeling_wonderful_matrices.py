@@ -209,9 +209,8 @@ class WonderfulMatricesModel(WonderfulMatricesPreTrainedModel):
         refuse_cache_while_checkpointing(self, use_cache or past_key_values is not None)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(past, past + length, device=hidden_states.device)[None]
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        # With the positions as they were given: in those of its own making it would look for documents, on the device.
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
@@ -219,6 +218,8 @@ class WonderfulMatricesModel(WonderfulMatricesPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=hidden_states.device)[None]
         position_embeddings = tuple(x[:, None] for x in self.rotary_emb(hidden_states, position_ids))
 
         all_hidden_states: list[Tensor] = [hidden_states]

@@ -1,10 +1,9 @@
 """What stands between the two products of a mixture by tables, and its gradient, each in one pass over memory.
 
 A program takes one token. It writes zeros for all experts and then, behind a barrier, what the k chosen ones have: of
-the experts' products it reads k numbers. With f the dense width, h = silu(g) u, w = softmax(s) over the k scores and
-a = w silu(x . down):
+the experts' products it reads k numbers. With w = softmax(s) over a token's k scores:
 
-    backward   ds = w (dw - sum(w dw)),   dw = da silu(x . down)
+    h = silu(g) u,   a = w silu(x . down),   ds = w (dw - sum(w dw)) with dw = da silu(x . down)
 
 In fp32, rounded once.
 """
