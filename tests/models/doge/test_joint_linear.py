@@ -16,12 +16,11 @@ def test_the_sum_of_two_maps_is_the_same_by_one_product_and_by_two(monkeypatch):
     torch.testing.assert_close(summed_linear(x, linear, table), expected)
 
 
-def test_an_adapted_map_keeps_its_own_forward(monkeypatch):
+def test_where_a_map_is_more_than_its_weight_its_own_forward_runs():
     class Doubled(nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
 
     x, linear, table = torch.randn(2, 12), Doubled(7, 4, bias=False), nn.Embedding(5, 4)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     expected = 2 * x[:, :7] @ linear.weight.T + x[:, 7:] @ table.weight
     torch.testing.assert_close(summed_linear(x, linear, table), expected)
