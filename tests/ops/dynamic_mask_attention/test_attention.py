@@ -15,10 +15,10 @@ from small_doge.ops.dynamic_mask_attention.sdpa import fold_score
 
 from .attention_cases import LIMIT_KINDS, NAMES, draw_inputs, draw_limits, relative_errors, with_gradients
 
-CPU_BACKENDS = ("naive", "sdpa", "blocked")
+CPU_BACKENDS = ("naive", "sdpa", "dense", "blocked")
 # Of 48 keys.
 SERVED = [
-    *(("sdpa", 48, x) for x in LIMIT_KINDS),
+    *((b, 48, x) for b in ("sdpa", "dense") for x in LIMIT_KINDS),
     *((b, w, x) for b in ("naive", "blocked") for w in (9, 48) for x in LIMIT_KINDS),
 ]
 
@@ -49,18 +49,33 @@ def test_blocked_equals_naive_where_scores_are(scores):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("queries", [60, 23, 1], ids=["training", "a chunk after a cache", "one token after a cache"])
+@pytest.mark.parametrize("queries", [70, 23, 1], ids=["training", "a chunk after a cache", "one token after a cache"])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2)], ids=["one query head a key head", "three query heads a key head"])
 @pytest.mark.parametrize("limits", LIMIT_KINDS)
-def test_sdpa_equals_naive_in_output_and_every_gradient(limits, heads, queries):
-    assert_equal_to_naive(draw_inputs(*heads, queries, 60, 24), 60, draw_limits(limits, 2, 60), "sdpa")
+@pytest.mark.parametrize("backend", ["sdpa", "dense"])
+def test_what_keeps_every_key_equals_naive_in_output_and_every_gradient(backend, limits, heads, queries):
+    assert_equal_to_naive(draw_inputs(*heads, queries, 70, 24), 70, draw_limits(limits, 2, 70), backend)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "blocked"])
+@pytest.mark.usefixtures("poisoned")
+def test_dense_equals_naive_over_several_blocks_of_queries():
+    assert_equal_to_naive(draw_inputs(4, 2, 150, 170), 170, draw_limits("packed", 2, 170), "dense")
+
+
+def test_dense_keeps_no_weights_where_nothing_learns():
+    query, key, value, score = (x.detach() for x in draw_inputs(4, 2, 150, 150))
+    *_, kept = torch.ops.small_doge.dense_attention(query, key, value, score, None, 0.25, False)
+    assert kept.numel() == 0
+    learning = attend("dense", 150)(query, key.requires_grad_(), value, score)
+    assert torch.equal(learning, attend("dense", 150)(query, key.detach(), value, score))
+    assert learning.requires_grad
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "dense", "blocked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 def test_lower_precision_stays_near_naive_in_fp64(dtype, backend):
     inputs = draw_inputs(4, 2, 70, 70, 32, dtype, "random")
-    window = 70 if backend == "sdpa" else 15
+    window = 15 if backend == "blocked" else 70
     exact = [x.detach().double().requires_grad_() for x in inputs]
     errors = relative_errors(
         with_gradients(attend(backend, window), inputs), with_gradients(attend("naive", window), exact)
@@ -82,14 +97,14 @@ def test_the_folded_score_keeps_its_bits_in_lower_precision(dtype):
 
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("head_size", [32, 96, 128, 256, 320])
-@pytest.mark.parametrize(("backend", "window"), [("blocked", 8), ("sdpa", 24)])
+@pytest.mark.parametrize(("backend", "window"), [("blocked", 8), ("sdpa", 24), ("dense", 24)])
 def test_every_head_size_is_served(backend, window, head_size):
     inputs = draw_inputs(2, 1, 24, 24, head_size, batch=1)
     assert_equal_to_naive(inputs, window, draw_limits("packed", 1, 24), backend)
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("backend", "window"), [("naive", 8), ("blocked", 8), ("sdpa", 20)])
+@pytest.mark.parametrize(("backend", "window"), [("naive", 8), ("blocked", 8), ("sdpa", 20), ("dense", 20)])
 def test_a_query_that_sees_no_key_gives_zero_and_moves_nothing(backend, window):
     inputs = draw_inputs(2, 1, 20, 20)
     limit = torch.full((2, 20), 20)
@@ -221,9 +236,11 @@ def test_compiles_without_a_graph_break(window):
 
 def test_the_rule_of_choice_on_a_cpu():
     query = torch.zeros(1, 1, 64, 16)
-    assert choose_backend(query, 64, 64, limited=False) == "sdpa"
+    assert choose_backend(query, 64, 64, limited=False) == "dense"
     assert choose_backend(query, 65, 64, limited=False) == "blocked"
-    assert choose_backend(query, 64, 64, limited=True) == "sdpa"
+    assert choose_backend(query, 64, 64, limited=True) == "dense"
+    assert choose_backend(query, 1025, 2048, limited=False) == "sdpa"
+    assert choose_backend(query[:, :, :1], 64, 64, limited=False) == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -247,9 +264,9 @@ def test_the_rule_of_choice_on_a_gpu(queries, keys, limited, chosen, monkeypatch
 @pytest.mark.parametrize(("head_size", "dtype"), [(258, torch.bfloat16), (64, torch.float64)])
 def test_what_the_kernels_do_not_serve_runs_without_them_on_a_gpu_too(head_size, dtype, monkeypatch):
     monkeypatch.setattr(attention_package, "has_triton", lambda tensor: True)
-    query = torch.zeros(1, 1, 64, head_size, dtype=dtype)
-    assert choose_backend(query, 64, 64, limited=False) == "sdpa"
-    assert choose_backend(query, 65, 64, limited=False) == "blocked"
+    query = torch.zeros(1, 1, 1500, head_size, dtype=dtype)
+    assert choose_backend(query, 1500, 1500, limited=False) == "sdpa"
+    assert choose_backend(query, 1500, 64, limited=False) == "blocked"
 
 
 @pytest.mark.parametrize("backend", sorted(set(BACKENDS) - set(CPU_BACKENDS)))
@@ -268,6 +285,7 @@ def test_auto_equals_naive(window):
     [
         ({"backend": "magic"}, "choose 'auto' or one of naive"),
         ({"backend": "sdpa"}, "keeps every key: use 'auto'"),
+        ({"backend": "dense"}, "keeps every key: use 'auto'"),
         ({"keep_window": 0}, "keep_window must be at least 1"),
         ({"limit_BS": torch.full((2, 9), 9)}, "limit must be"),
         ({"score_BGS": torch.rand(2, 4, 20)}, "score must be"),

@@ -8,29 +8,33 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 |----------|--------|--------|
 | `naive`  | everything, in O(T * S) memory: the definition | any |
 | `sdpa`   | S <= w: the score folded into the head size, torch's fused kernels; limits as a mask | any |
+| `dense`  | S <= w: products and a softmax, the weights kept for backward, O(T * S) memory | any |
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
 | `triton_causal` | everything, in O(T * S) work and O(T) memory, beside a bounded scratch in backward | CUDA, Triton |
 | `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
 | `flex`   | everything, by FlexAttention: a second opinion | CUDA |
 
 Half precision is multiplied as it is, with fp32 sums, by `triton_*` and `flex`; the others compute it in fp32. fp64 and
-heads larger than 256 are for `naive`, `sdpa` and `blocked`. Dropout of the weights does not exist here: it would have
-to be drawn alike by every backend and drawn again in backward, and the models this serves train without it.
+heads larger than 256 are for `naive`, `sdpa`, `dense` and `blocked`. Dropout of the weights does not exist here: it
+would have to be drawn alike by every backend and drawn again in backward, and the models this serves train without it.
 """
 
 import torch
 from torch import Tensor
 
 from small_doge.ops.dynamic_mask_attention.blocked import blocked_attention
+from small_doge.ops.dynamic_mask_attention.dense import dense_attention
 from small_doge.ops.dynamic_mask_attention.naive import attention_weights, naive_attention, naive_mask
 from small_doge.ops.dynamic_mask_attention.retention import retention_horizon
 from small_doge.ops.dynamic_mask_attention.scores import round_score
 from small_doge.ops.dynamic_mask_attention.sdpa import sdpa_attention
 from small_doge.ops.support import has_triton
 
-BACKENDS = ("naive", "sdpa", "blocked", "triton_causal", "triton_sparse", "flex")
+BACKENDS = ("naive", "sdpa", "dense", "blocked", "triton_causal", "triton_sparse", "flex")
 LARGEST_HEAD = 256
 """Largest head size of the GPU's backends."""
+DENSE_KEYS = 1024
+"""Most keys for which, on a CPU, the weights are kept rather than computed again."""
 
 __all__ = [
     "BACKENDS",
@@ -89,10 +93,13 @@ def dynamic_mask_attention(
     tensors = (query_BHTD, key_BGSD, value_BGSD, score_BGS)
     if backend == "naive":
         return naive_attention(*tensors, keep_window=keep_window, limit_BS=limit_BS, scale=scale)
-    if backend == "sdpa":
+    if backend in ("sdpa", "dense"):
         if keys > keep_window:
-            raise ValueError("backend 'sdpa' keeps every key: use 'auto' where there are more keys than keep_window")
-        return sdpa_attention(*tensors, limit_BS=limit_BS, scale=scale)
+            raise ValueError(
+                f"backend {backend!r} keeps every key: use 'auto' where there are more keys than keep_window"
+            )
+        attention = sdpa_attention if backend == "sdpa" else dense_attention
+        return attention(*tensors, limit_BS=limit_BS, scale=scale)
     if backend == "triton_causal" and keys <= keep_window and limit_BS is None:
         from small_doge.ops.dynamic_mask_attention.triton_attention import triton_causal_attention
 
@@ -122,6 +129,9 @@ def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: 
     - S <= 2w: `triton_causal`, for below that the lists would hold nearly everything;
     - beyond: `triton_sparse`.
 
+    On a CPU: `dense` for several queries while S <= w and S <= 1024. Forward and backward of rows of 128, 256, 512 and
+    1,024 take 0.88, 0.61, 0.54 and 0.72 of `sdpa`'s time (four heads of 64, one core of an AMD EPYC, n = 9).
+
     Elsewhere: `sdpa` while S <= w, where no key is ever beaten out; else `blocked`.
     """
     unmasked = keys <= keep_window and not limited
@@ -129,12 +139,15 @@ def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: 
         if unmasked and query_BHTD.shape[2] == 1:
             return "sdpa"
         return "triton_causal" if keys <= 2 * keep_window else "triton_sparse"
-    return "sdpa" if keys <= keep_window else "blocked"
+    if keys > keep_window:
+        return "blocked"
+    short = query_BHTD.device.type == "cpu" and query_BHTD.shape[2] > 1 and keys <= DENSE_KEYS
+    return "dense" if short else "sdpa"
 
 
 def _serves(backend: str, query_BHTD: Tensor) -> bool:
     """Whether a backend's device, head size and dtype are these; the rows of this module's table."""
-    if backend in ("naive", "sdpa", "blocked"):
+    if backend in ("naive", "sdpa", "dense", "blocked"):
         return True
     there = query_BHTD.is_cuda if backend == "flex" else has_triton(query_BHTD)
     return there and query_BHTD.dtype != torch.float64 and query_BHTD.shape[3] <= LARGEST_HEAD
