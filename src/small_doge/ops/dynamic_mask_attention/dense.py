@@ -107,9 +107,9 @@ def _backward(
         dscore[:, :seen] += dlogits.sum(1)
         dk[:, 0, :seen].baddbmm_(dlogits.transpose(1, 2), rows, alpha=scale)
         dq[:, :, span] = torch.baddbmm(rows, dlogits, k[:, 0, :seen], beta=0, alpha=scale).view_as(dq[:, :, span])
-    shaped = ((dq, query), (dk, key), (dv, value), (dscore, score))
-    grad_query, grad_key, grad_value, grad_score = (d.view(x.shape).to(x.dtype) for d, x in shaped)
-    return grad_query, grad_key, grad_value, grad_score
+    grad_query, grad_key, grad_value = (d.view(x.shape).to(x.dtype) for d, x in ((dq, query), (dk, key), (dv, value)))
+    # As the scores lie in memory: what made them, a head beside the next, goes on from there without a copy.
+    return grad_query, grad_key, grad_value, torch.empty_like(score).copy_(dscore.view(score.shape))
 
 
 @_forward.register_fake
@@ -121,8 +121,8 @@ def _(query, key, value, score, limit, scale, keep):
 
 @_backward.register_fake
 def _(grad, query, key, value, score, kept, scale):
-    query, key, value, score = (x.new_empty(x.shape) for x in (query, key, value, score))
-    return query, key, value, score
+    grad_query, grad_key, grad_value = (x.new_empty(x.shape) for x in (query, key, value))
+    return grad_query, grad_key, grad_value, torch.empty_like(score)
 
 
 def _save(ctx, inputs, output) -> None:
