@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from native_reference import random_model
 from transformers import DogeForCausalLM
 
 from small_doge.inference.native import NativeModel
@@ -31,6 +32,15 @@ def test_greedy_decoding_follows_the_largest_logit_and_reports_its_logprob(core:
         assert logprob == pytest.approx(log_softmax(logits)[0, token], abs=1e-4)
         logits = stepped.step([token])
     assert out.finish_reasons == ["length"]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("threads", [2, 3], ids=lambda n: f"{n} threads")
+def test_threads_that_share_one_key_head_step_as_one_thread_does(tmp_path: Path, dtype: str, threads: int) -> None:
+    random_model(num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    sessions = [NativeModel.load(tmp_path, dtype, threads=n).new_session(max_slots=12) for n in (1, threads)]
+    for token in range(5, 45):
+        np.testing.assert_array_equal(*(session.step([token]) for session in sessions))
 
 
 def test_two_threads_draw_what_one_draws(core: NativeModel, tiny: tuple[DogeForCausalLM, Path]) -> None:

@@ -74,7 +74,7 @@ nb::ndarray<nb::numpy, float> product(Floats weight, Floats x, int type, const s
                         scale.data() + size_t(t) * ld_groups, sum.data() + size_t(t) * ld_groups);
     }
     k->matmul(m, {values.data(), q.data(), scale.data(), sum.data(), ld, ld_groups}, tokens, out.data(), ldo, 0,
-              m.panels);
+              m.panels, nullptr);
     std::vector<float> packed(size_t(tokens) * rows);
     for (int t = 0; t < tokens; ++t)
         std::memcpy(packed.data() + size_t(t) * rows, out.data() + size_t(t) * ldo, sizeof(float) * rows);

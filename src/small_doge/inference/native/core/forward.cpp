@@ -71,9 +71,11 @@ void Session::feed(int thread, const Block& block) {
     }
     team.barrier();
 
-    const auto product = [&](const Matrix& m, const Activations& in, float* out, int ldo) {
+    // What this thread reads first of a matrix.
+    const auto begin = [&](const Matrix& m) { return m.data + m.panel_bytes * share(m.panels, thread, threads).first; };
+    const auto product = [&](const Matrix& m, const Activations& in, float* out, int ldo, const uint8_t* then) {
         const Range r = share(m.panels, thread, threads);
-        k_.matmul(m, in, tokens, out, ldo, r.first, r.last);
+        k_.matmul(m, in, tokens, out, ldo, r.first, r.last, then);
         return Range{r.first * kPanel, std::min(r.last * kPanel, m.rows)};
     };
     const auto add_update = [&](Range r, const float* weight) {
@@ -86,16 +88,20 @@ void Session::feed(int thread, const Block& block) {
     for (int i = 0; i < c.layers; ++i) {
         const Layer& l = model_->layers[i];
         Activations in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.qkv.type, l.norm1, c.hidden);
-        product(l.qkv, in, qkv_.data(), ld_qkv_);
+        product(l.qkv, in, qkv_.data(), ld_qkv_, cache(block.spans[0].row, i, 0).keys);
+        // Whoever computed all keys of a lone token also stores them, so that there is one wait and not two.
+        const bool stored = tokens == 1 && last_has_keys(l);
+        if (stored && thread == threads - 1)
+            for (int kv = 0; kv < c.kv_heads; ++kv) store_keys(own, l, i, block.spans[0], kv);
         team.barrier();
 
-        attention(thread, l, i, block);
+        attention(thread, l, i, block, stored);
         team.barrier();
         if (only_wanted(i, block)) tokens = keep_wanted(thread, block);
 
         in = prepare(thread, attended_, own.attention, attention_.data(), ld_attention_, tokens, l.o.type, nullptr,
                      c.heads * c.head_dim);
-        add_update(product(l.o, in, update_.data(), ld_x_), l.residual1);
+        add_update(product(l.o, in, update_.data(), ld_x_, begin(l.gate)), l.residual1);
         for (size_t s = 0, item = 0; s < block.spans.size(); ++s)
             for (int kv = 0; kv < c.kv_heads; ++kv, ++item)
                 if (static_cast<int>(item % threads) == thread)
@@ -103,15 +109,15 @@ void Session::feed(int thread, const Block& block) {
         team.barrier();
 
         in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.gate.type, l.norm2, c.hidden);
-        product(l.gate, in, gate_.data(), ld_wide_);
-        const Range wide = product(l.up, in, up_.data(), ld_wide_);
+        product(l.gate, in, gate_.data(), ld_wide_, begin(l.up));
+        const Range wide = product(l.up, in, up_.data(), ld_wide_, begin(c.experts ? l.router : l.down));
         for (int t = 0; t < tokens; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_wide_ + wide.first;
             if (wide.first < wide.last)
                 k_.silu_mul(gate_.data() + at, up_.data() + at, round_up(wide.last - wide.first, kPanel),
                             gate_.data() + at);
         }
-        if (c.experts) product(l.router, in, router_.data(), ld_router_);
+        if (c.experts) product(l.router, in, router_.data(), ld_router_, begin(l.down));
         team.barrier();
 
         float* mixture = own.expert.data();
@@ -126,7 +132,8 @@ void Session::feed(int thread, const Block& block) {
             team.barrier();
         }
         in = prepare(thread, wide_, own.wide, gate_.data(), ld_wide_, tokens, l.down.type, nullptr, c.intermediate);
-        const Range r = product(l.down, in, update_.data(), ld_x_);
+        const Matrix& next = i + 1 < c.layers ? model_->layers[i + 1].qkv : model_->head;
+        const Range r = product(l.down, in, update_.data(), ld_x_, begin(next));
         for (int t = 0; c.experts && t < tokens && r.first < r.last; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_x_ + r.first;
             k_.axpy_f32(mixture + at, 1.0f, r.last - r.first, update_.data() + at);
@@ -160,24 +167,32 @@ int Session::keep_wanted(int thread, const Block& block) {
     return wanted;
 }
 
-void Session::attention(int thread, const Layer& layer, int index, const Block& block) {
+// Whether the last thread's share of a product is all keys and values, and key/value heads don't divide among threads.
+bool Session::last_has_keys(const Layer& layer) const {
+    const Config& c = model_->config;
+    const int threads = model_->team.size();
+    return c.kv_heads % threads != 0 &&
+           share(layer.qkv.panels, threads - 1, threads).first * kPanel <= c.heads * c.head_dim;
+}
+
+void Session::attention(int thread, const Layer& layer, int index, const Block& block, bool stored) {
     const Config& c = model_->config;
     const int threads = model_->team.size(), group = c.heads / c.kv_heads;
     const int items = static_cast<int>(block.spans.size()) * c.kv_heads;
     const bool single = block.spans.size() == block.tokens.size();
     // A thread that owns whole key/value heads need not wait for another's keys.
-    const bool whole = single && (items % threads == 0 || items >= 4 * threads);
+    const bool whole = single && !stored && (items % threads == 0 || items >= 4 * threads);
 
     int item = 0;
     for (const Span& s : block.spans) {
-        for (int kv = 0; kv < c.kv_heads; ++kv, ++item) {
+        for (int kv = 0; !stored && kv < c.kv_heads; ++kv, ++item) {
             if (item % threads != thread) continue;
             store_keys(*scratch_[thread], layer, index, s, kv);
             if (whole) attend(*scratch_[thread], layer, index, s, kv, kv * group, group, 0, 1);
         }
     }
     if (whole) return;
-    model_->team.barrier();
+    if (!stored) model_->team.barrier();
 
     const int heads = single ? 1 : group, queries = single ? 1 : 8;
     item = 0;
@@ -237,7 +252,7 @@ void Session::attend(Scratch& s, const Layer& layer, int index, const Span& span
     Activations queries;
     queries.values = s.query.data();
     queries.ld = dim_;
-    k_.matmul(keys, queries, rows, s.weights.data(), ld, 0, keys.panels);
+    k_.matmul(keys, queries, rows, s.weights.data(), ld, 0, keys.panels, h.values);
     for (int r = 0; r < rows; ++r) {
         const int t = t0 + r / heads, seen = h.n + t + 1;
         float* w = s.weights.data() + static_cast<size_t>(r) * ld;
@@ -331,7 +346,7 @@ void Session::head(int thread, const Block& block, int tokens) {
     const Activations in = prepare(thread, hidden_, scratch_[thread]->hidden, x_.data(), ld_x_, tokens, m.type,
                                    model_->final_norm, c.hidden);
     float* out = direct ? logits_.data() + first_slot * ld_logits_ : head_out_.data();
-    k_.matmul(m, in, tokens, out, ld_logits_, panels.first, panels.last);
+    k_.matmul(m, in, tokens, out, ld_logits_, panels.first, panels.last, nullptr);
 
     const LogitStats none = {-std::numeric_limits<float>::infinity(), 0, 0.0f};
     at = 0;

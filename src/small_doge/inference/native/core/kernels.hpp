@@ -8,8 +8,10 @@ struct Kernels {
     const char* name;
     int lanes;
 
-    // out[token][row] for the panels [first, last) of w; out holds 16 rows a panel, `ldo` values a token.
-    void (*matmul)(const Matrix& w, const Activations& x, int tokens, float* out, int ldo, int first, int last);
+    // out[token][row] for the panels [first, last) of w; out holds 16 rows a panel, `ldo` values a token. `then`: what
+    // the thread reads from memory next, or null; it is asked for as the last panels are multiplied.
+    void (*matmul)(const Matrix& w, const Activations& x, int tokens, float* out, int ldo, int first, int last,
+                   const uint8_t* then);
 
     // Symmetric 8-bit quantization of one token's n values, in the groups of that weight type (n a multiple of one).
     void (*quantize)(const float* x, int n, Type type, int8_t* q, float* scale, int32_t* sum);

@@ -25,7 +25,7 @@ inline void store_tile(const F (&tile)[P][T][NV], float* out, int ldo) {
 }
 
 template <int P, int T>
-void panel_f32(const Matrix& m, int panel, const Activations& x, size_t ahead, float* out, int ldo) {
+void panel_f32(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
     const size_t next = m.panel_bytes / sizeof(float);
     const float* w = reinterpret_cast<const float*>(m.data) + panel * next;
     F acc[P][T][NV];
@@ -49,7 +49,7 @@ void panel_f32(const Matrix& m, int panel, const Activations& x, size_t ahead, f
 }
 
 template <int P, int T>
-void panel_bf16(const Matrix& m, int panel, const Activations& x, size_t ahead, float* out, int ldo) {
+void panel_bf16(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
     const uint8_t* w = m.data + m.panel_bytes * panel;
     F acc[P][T][NV];
     clear(acc);
@@ -92,7 +92,7 @@ inline void add_group(const Matrix& m, int panel, int g, const Activations& x, i
 }
 
 template <int P, int T>
-void panel_int8(const Matrix& m, int panel, const Activations& x, float* out, int ldo) {
+void panel_int8(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
     constexpr int U = 2;  // steps unrolled
     const uint8_t* w = m.data + m.panel_bytes * panel;
     for (int g = 0; g < m.groups; ++g) {
@@ -113,7 +113,7 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, float* out, in
                 for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
                 for (int v = 0; v < NV; ++v) wv[p][v] = load_w4(w + p * m.panel_bytes + (u * NV + v) * (W * 4));
                 SMALL_DOGE_UNROLL
-                for (int p = 0; p < P && T == 1; ++p) prefetch(w + (P + p) * m.panel_bytes + u * kPanel * 4);
+                for (int p = 0; p < P && T == 1; ++p) prefetch(w + ahead + p * m.panel_bytes + u * kPanel * 4);
                 SMALL_DOGE_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const X4 xq = broadcast4(q + size_t(t) * x.ld * kBytesX + u * kX4);
@@ -133,7 +133,7 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, float* out, in
 }
 
 template <int P, int T>
-void panel_int4(const Matrix& m, int panel, const Activations& x, float* out, int ldo) {
+void panel_int4(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
     const uint8_t* w = m.data + m.panel_bytes * panel;
     for (int g = 0; g < m.groups; ++g) {
         N acc[P][T][NV];
@@ -148,7 +148,7 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, float* out, in
             for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
             for (int v = 0; v < NV; ++v) load_nibbles(w + p * m.panel_bytes + v * W * 4, low[p][v], high[p][v]);
             SMALL_DOGE_UNROLL
-            for (int p = 0; p < P && T == 1; ++p) prefetch(w + (P + p) * m.panel_bytes);
+            for (int p = 0; p < P && T == 1; ++p) prefetch(w + ahead + p * m.panel_bytes);
             SMALL_DOGE_UNROLL
             for (int t = 0; t < T; ++t) {
                 const int8_t* xq = q + size_t(t) * x.ld * kBytesX;
@@ -170,26 +170,31 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, float* out, in
 }
 
 template <Type type, int P, int T>
-void panels(const Matrix& m, int panel, const Activations& x, bool first_read, float* out, int ldo) {
-    const size_t ahead = first_read ? P * m.panel_bytes : 0;
+void panels(const Matrix& m, int panel, const Activations& x, const uint8_t* then, float* out, int ldo) {
+    const ptrdiff_t ahead = then ? then - (m.data + m.panel_bytes * panel) : 0;
     float* o = out + size_t(panel) * kPanel;
     if constexpr (type == Type::f32) panel_f32<P, T>(m, panel, x, ahead, o, ldo);
     if constexpr (type == Type::bf16) panel_bf16<P, T>(m, panel, x, ahead, o, ldo);
-    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, o, ldo);
-    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, o, ldo);
+    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, ahead, o, ldo);
+    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, ahead, o, ldo);
 }
 
-// The panels [first, last) for `tokens` <= T of them. first_read: they come from beyond the first-level cache, and so
-// will those behind them.
+// The panels [first, last) for `tokens` <= T of them. first_read: they come from beyond the first-level cache, so that
+// each asks for the one behind it and the last for `then`, which this thread reads next.
 template <Type type, int T>
-void tile(const Matrix& m, const Activations& x, int tokens, bool first_read, float* out, int ldo, int first,
-          int last) {
+void tile(const Matrix& m, const Activations& x, int tokens, bool first_read, float* out, int ldo, int first, int last,
+          const uint8_t* then) {
     if constexpr (T > 1) {
-        if (tokens < T) return tile<type, T - 1>(m, x, tokens, first_read, out, ldo, first, last);
+        if (tokens < T) return tile<type, T - 1>(m, x, tokens, first_read, out, ldo, first, last, then);
     }
     constexpr int P = is_integer(type) ? (T == 1 ? 2 : 1) : panels_at_once<T>();
-    for (; first + P <= last; first += P) panels<type, P, T>(m, first, x, first_read, out, ldo);
-    for (; first < last; ++first) panels<type, 1, T>(m, first, x, first_read, out, ldo);
+    const auto behind = [&](int panel) {
+        return !first_read ? nullptr : panel < last ? m.data + m.panel_bytes * panel : then;
+    };
+    for (; first + P <= last; first += P) panels<type, P, T>(m, first, x, behind(first + P), out, ldo);
+    if constexpr (P > 2)
+        for (; first + 2 <= last; first += 2) panels<type, 2, T>(m, first, x, behind(first + 2), out, ldo);
+    for (; first < last; ++first) panels<type, 1, T>(m, first, x, behind(first + 1), out, ldo);
 }
 
 Activations skip(const Activations& x, int tokens) {
@@ -204,30 +209,33 @@ Activations skip(const Activations& x, int tokens) {
 }
 
 template <Type type, int Most>
-void product(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last) {
+void product(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
+             const uint8_t* then) {
     const bool few = tokens <= 2 * Most;
-    if (tokens <= Most) return tile<type, Most>(m, x, tokens, true, out, ldo, first, last);
+    if (tokens <= Most) return tile<type, Most>(m, x, tokens, true, out, ldo, first, last, then);
     for (int panel = first; panel < last; ++panel) {
         for (int t = 0; t < tokens;) {
             const int left = tokens - t;
             // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
             const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
-            tile<type, Most>(m, skip(x, t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, panel + 1);
+            tile<type, Most>(m, skip(x, t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, panel + 1,
+                             m.data + m.panel_bytes * (panel + 1));
             t += n;
         }
     }
 }
 
-void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last) {
+void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
+            const uint8_t* then) {
     switch (m.type) {
         case Type::f32:
-            return product<Type::f32, kTokens>(m, x, tokens, out, ldo, first, last);
+            return product<Type::f32, kTokens>(m, x, tokens, out, ldo, first, last, then);
         case Type::bf16:
-            return product<Type::bf16, kTokensBf16>(m, x, tokens, out, ldo, first, last);
+            return product<Type::bf16, kTokensBf16>(m, x, tokens, out, ldo, first, last, then);
         case Type::int8:
-            return product<Type::int8, kTokensInt>(m, x, tokens, out, ldo, first, last);
+            return product<Type::int8, kTokensInt>(m, x, tokens, out, ldo, first, last, then);
         case Type::int4:
-            return product<Type::int4, kTokensInt>(m, x, tokens, out, ldo, first, last);
+            return product<Type::int4, kTokensInt>(m, x, tokens, out, ldo, first, last, then);
     }
 }
 

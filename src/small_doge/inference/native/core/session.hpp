@@ -102,7 +102,8 @@ class Session {
     };
 
     void feed(int thread, const Block& block);
-    void attention(int thread, const Layer& layer, int index, const Block& block);
+    void attention(int thread, const Layer& layer, int index, const Block& block, bool stored);
+    bool last_has_keys(const Layer& layer) const;
     void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv);
     void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0,
                 int t1);
