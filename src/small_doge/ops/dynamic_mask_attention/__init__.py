@@ -8,7 +8,7 @@ j is visible to the queries i with j <= i < horizon_j. The fast backends work fr
 |----------|--------|--------|
 | `naive`  | everything, in O(T * S) memory: the definition | any |
 | `sdpa`   | S <= w: the score folded into the head size, torch's fused kernels; limits as a mask | any |
-| `dense`  | S <= w: products and a softmax, the weights kept for backward, O(T * S) memory | any |
+| `dense`  | S <= w: products and a softmax, the weights kept for backward, O(T * S) memory | CPU |
 | `blocked`| everything, in O(T * w) work and O(T) memory, by blocks of queries | any |
 | `triton_causal` | everything, in O(T * S) work and O(T) memory, beside a bounded scratch in backward | CUDA, Triton |
 | `triton_sparse` | everything, in O(T * w) work and O(T) memory, by lists of keys | CUDA, Triton |
@@ -141,14 +141,16 @@ def choose_backend(query_BHTD: Tensor, keys: int, keep_window: int, *, limited: 
         return "triton_causal" if keys <= 2 * keep_window else "triton_sparse"
     if keys > keep_window:
         return "blocked"
-    short = query_BHTD.device.type == "cpu" and query_BHTD.shape[2] > 1 and keys <= DENSE_KEYS
-    return "dense" if short else "sdpa"
+    short = query_BHTD.shape[2] > 1 and keys <= DENSE_KEYS
+    return "dense" if short and _serves("dense", query_BHTD) else "sdpa"
 
 
 def _serves(backend: str, query_BHTD: Tensor) -> bool:
     """Whether a backend's device, head size and dtype are these; the rows of this module's table."""
-    if backend in ("naive", "sdpa", "dense", "blocked"):
+    if backend in ("naive", "sdpa", "blocked"):
         return True
+    if backend == "dense":
+        return query_BHTD.device.type == "cpu"
     there = query_BHTD.is_cuda if backend == "flex" else has_triton(query_BHTD)
     return there and query_BHTD.dtype != torch.float64 and query_BHTD.shape[3] <= LARGEST_HEAD
 
