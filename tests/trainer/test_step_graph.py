@@ -214,6 +214,14 @@ def test_a_model_that_was_not_tried_is_not_captured(fields):
     assert capturable(Model().config, 3) and not capturable(Model(**fields).config, 3)
 
 
+def test_a_run_that_is_not_captured_is_told_once(caplog):
+    trainer = Graphed()
+    for _ in range(2):
+        trainer.training_step(Model(hidden_dropout=0.1), rows(), COUNT)
+    assert [record.message for record in caplog.records].count(caplog.records[0].message) == 1
+    assert "it goes on without" in caplog.records[0].message
+
+
 def test_the_first_generation_rows_with_document_masks_and_other_engines_are_not_captured():
     assert not capturable(WonderfulMatricesConfig(), 3)
     trainer = Graphed()

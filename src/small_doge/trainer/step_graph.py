@@ -7,6 +7,7 @@ to run them. Captured once, they are launched by one call.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.rotary_doge import STATIC_ROPES
 from small_doge.ops.expert_retrieval import DENSE_EXPERTS
+
+logger = logging.getLogger(__name__)
 
 WARM_UP = 2
 """Micro-batches of the same shapes before one is captured: by then everything has been compiled and chosen."""
@@ -134,10 +137,14 @@ class GraphedSteps:
     args: Any
     accelerator: Any
     step_graph: StepGraph | None = None
+    _told = False
 
     def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | None = None) -> Tensor:
         step = super().training_step  # type: ignore[misc]
         if not self._to_capture(model, inputs):
+            if self.args.cuda_graph and self.args.device.type == "cuda" and not self._told:
+                logger.warning("this run is not one of those that are captured as a CUDA graph: it goes on without.")
+                self._told = True
             return step(model, inputs, num_items_in_batch)
         if self.step_graph is None:
             self.step_graph = StepGraph(_by_name(step, model), model.parameters())
