@@ -6,6 +6,7 @@ import pytest
 from native_reference import random_model
 from transformers import DogeForCausalLM
 
+from small_doge.inference import native
 from small_doge.inference.native import NativeModel
 from small_doge.inference.sampling import SamplingParams
 
@@ -48,6 +49,15 @@ def test_two_threads_draw_what_one_draws(core: NativeModel, tiny: tuple[DogeForC
     logits = [session.prefill(PROMPTS[:3]) for session in sessions]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
     np.testing.assert_array_equal(*(session.decode(10).tokens for session in sessions))
+
+
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_prompts_that_threads_share_out_are_those_of_one_thread_to_the_bit(tmp_path: Path, dtype: str) -> None:
+    random_model(num_attention_heads=2, num_key_value_heads=1).save_pretrained(tmp_path)
+    prompts = [list(range(5, 5 + n)) for n in (50, 3, 90)]
+    rows = [NativeModel.load(tmp_path, dtype, threads=n).new_session(3).prefill(prompts) for n in (1, 2, 3)]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
 
 
 def test_a_batch_equals_its_rows_alone(core: NativeModel) -> None:

@@ -81,11 +81,12 @@ def test_bounded_cache_equals_the_definition(window: int, repeats: bool, tmp_pat
     if repeats:
         tokens = [t % 11 for t in tokens]
     expected = reference_logits(model, tokens, window).numpy()
-    core = NativeModel.load(tmp_path, "fp32", threads=1)
-    whole = core.new_session().prefill([tokens], all_positions=True)[0]
+    for threads in (1, 3):  # one takes all tokens of the prompt, three share them out
+        core = NativeModel.load(tmp_path, "fp32", threads)
+        whole = core.new_session().prefill([tokens], all_positions=True)[0]
+        np.testing.assert_allclose(whole, expected, atol=1e-4)
     session = core.new_session()
     steps = np.stack([session.step([t])[0] for t in tokens])
-    np.testing.assert_allclose(whole, expected, atol=1e-4)
     np.testing.assert_allclose(steps, expected, atol=1e-4)
     assert session.memory["cache_used"] == 2 * 2 * window * (2 * 16 * 4 + 12)
 
@@ -107,8 +108,9 @@ def test_every_architecture_equals_the_definition(tied: bool, experts: int, tmp_
         mark_per_token_routing(tmp_path)
     tokens = distinct_tokens(509, 80)
     expected = reference_logits(model, tokens, 2048).numpy()
-    core = NativeModel.load(tmp_path, "fp32", threads=1)
-    np.testing.assert_allclose(core.new_session().prefill([tokens], all_positions=True)[0], expected, atol=1e-4)
+    for threads in (1, 3):
+        core = NativeModel.load(tmp_path, "fp32", threads)
+        np.testing.assert_allclose(core.new_session().prefill([tokens], all_positions=True)[0], expected, atol=1e-4)
     session = core.new_session()
     steps = np.stack([session.step([t])[0] for t in tokens])
     np.testing.assert_allclose(steps, expected, atol=1e-4)

@@ -32,16 +32,20 @@ struct HeadCache {
     int n = 0;                      // live slots, 0 .. n - 1, in no order
     std::vector<Eviction> evicted;  // by the block under way, whose keys lie behind the live slots
 
-    // Takes the block's key `query` (its bytes already at slot n + query); of window + 1 keys the lowest leaves.
-    void insert(const Kernels& k, int query, float score, int32_t position, int window) {
-        const int slot = n + query;
+    void set_score(int slot, float score, int32_t position) {
         scores[slot] = score;
         ranks[slot] = rank_of(score);
         positions[slot] = position;
-        if (slot + 1 - static_cast<int>(evicted.size()) <= window) return;
-        const int gone = k.lowest(ranks, positions, slot + 1);
-        ranks[gone] = UINT32_MAX;  // above every score: it is not found again
-        evicted.push_back({gone, query});
+    }
+    // Once the block's `count` keys stand behind the live ones, each in turn: of window + 1 keys the lowest leaves.
+    void evict(const Kernels& k, int count, int window) {
+        for (int query = 0; query < count; ++query) {
+            const int slots = n + query + 1;
+            if (slots - static_cast<int>(evicted.size()) <= window) continue;
+            const int gone = k.lowest(ranks, positions, slots);
+            ranks[gone] = UINT32_MAX;  // above every score: it is not found again
+            evicted.push_back({gone, query});
+        }
     }
 
     // The keys of the first `slots` slots, to be multiplied by queries.

@@ -1,5 +1,7 @@
 // One block of tokens through the layers: the token step when every span holds one token, prefill otherwise.
-// Every thread runs the same phases and meets the others at a barrier wherever it reads what they wrote.
+// Every thread runs the same phases and meets the others at a barrier wherever it reads what they wrote. Few tokens go
+// through together, and threads share out the rows of each product, so that a weight is read once. Many are shared out
+// themselves: a thread then reads all weights, but nothing of what another computed except keys and values.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -24,16 +26,31 @@ Range share(int n, int thread, int threads) {
 
 float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
+// From how many tokens a thread on they are shared out, and not the rows.
+constexpr int kOwnTokens = 16;
+
 }  // namespace
+
+Session::Part Session::part(int thread, int tokens) const {
+    const int threads = model_->team.size();
+    if (threads > 1 && tokens < kOwnTokens * threads) return {0, tokens, thread, threads};
+    const int first = tokens * thread / threads;
+    return {first, tokens * (thread + 1) / threads - first, 0, 1};
+}
+
+// Waits for what the others compute of the part's tokens.
+void Session::meet(const Part& part) const {
+    if (part.of > 1) model_->team.barrier();
+}
 
 // Normalizes (when norm is given) and quantizes the input of a product. A lone token is done by every thread for
 // itself, which is cheaper than meeting; more tokens are shared out.
-Activations Session::prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
+Activations Session::prepare(const Part& part, Input& shared, Input& own, const float* source, int ld, Type type,
                              const float* norm, int width) {
-    Input& in = tokens == 1 ? own : shared;
-    const int n = round_up(width, group_of(type));
-    const int step = tokens == 1 ? 1 : model_->team.size();
-    for (int t = tokens == 1 ? 0 : thread; t < tokens; t += step) {
+    const bool lone = part.of > 1 && part.count == 1;
+    Input& in = lone ? own : shared;
+    const int n = round_up(width, group_of(type)), last = part.first + part.count;
+    for (int t = part.first + (lone ? 0 : part.index); t < last; t += lone ? 1 : part.of) {
         const float* values = source + static_cast<size_t>(t) * ld;
         if (norm) {
             float* out = in.values.data() + static_cast<size_t>(t) * in.ld;
@@ -46,40 +63,40 @@ Activations Session::prepare(int thread, Input& shared, Input& own, const float*
                         in.sum.data() + at_group);
         }
     }
-    if (tokens > 1) model_->team.barrier();
-    return in.view(norm ? in.values.data() : source);
+    if (!lone) meet(part);
+    return in.view(norm ? in.values.data() : source).from(part.first);
 }
 
 void Session::feed(int thread, const Block& block) {
     const Config& c = model_->config;
-    Team& team = model_->team;
-    const int threads = team.size(), half = c.head_dim / 2;
+    const int threads = model_->team.size(), half = c.head_dim / 2;
     int tokens = static_cast<int>(block.tokens.size());
+    Part p = part(thread, tokens);
     Scratch& own = *scratch_[thread];
 
     for (const Span& s : block.spans) {
-        for (int t = 0; t < s.count; ++t) {
-            const int at = s.first + t;
-            if (at % threads != thread) continue;
-            model_->embed(block.tokens[at], x_.data() + static_cast<size_t>(at) * ld_x_);
+        for (int t = p.begin(s); t < p.end(s); ++t) {
+            const size_t at = s.first + t;
+            if (at % p.of != static_cast<size_t>(p.index)) continue;
+            model_->embed(block.tokens[at], x_.data() + at * ld_x_);
             const float position = static_cast<float>(s.start + t);
             for (int i = 0; i < half; ++i) {
-                cos_[static_cast<size_t>(at) * half + i] = std::cos(position * c.inv_freq[i]) * c.rope_scale;
-                sin_[static_cast<size_t>(at) * half + i] = std::sin(position * c.inv_freq[i]) * c.rope_scale;
+                cos_[at * half + i] = std::cos(position * c.inv_freq[i]) * c.rope_scale;
+                sin_[at * half + i] = std::sin(position * c.inv_freq[i]) * c.rope_scale;
             }
         }
     }
-    team.barrier();
+    model_->team.barrier();
 
     // What this thread reads first of a matrix.
-    const auto begin = [&](const Matrix& m) { return m.data + m.panel_bytes * share(m.panels, thread, threads).first; };
+    const auto begin = [&](const Matrix& m) { return m.data + m.panel_bytes * share(m.panels, p.index, p.of).first; };
     const auto product = [&](const Matrix& m, const Activations& in, float* out, int ldo, const uint8_t* then) {
-        const Range r = share(m.panels, thread, threads);
-        k_.matmul(m, in, tokens, out, ldo, r.first, r.last, then);
+        const Range r = share(m.panels, p.index, p.of);
+        k_.matmul(m, in, p.count, out + static_cast<size_t>(p.first) * ldo, ldo, r.first, r.last, then);
         return Range{r.first * kPanel, std::min(r.last * kPanel, m.rows)};
     };
     const auto add_update = [&](Range r, const float* weight) {
-        for (int t = 0; t < tokens && r.first < r.last; ++t) {
+        for (int t = p.first; t < p.first + p.count && r.first < r.last; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_x_ + r.first;
             k_.residual(weight + r.first, update_.data() + at, r.last - r.first, x_.data() + at);
         }
@@ -87,60 +104,58 @@ void Session::feed(int thread, const Block& block) {
 
     for (int i = 0; i < c.layers; ++i) {
         const Layer& l = model_->layers[i];
-        Activations in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.qkv.type, l.norm1, c.hidden);
+        Activations in = prepare(p, hidden_, own.hidden, x_.data(), ld_x_, l.qkv.type, l.norm1, c.hidden);
         product(l.qkv, in, qkv_.data(), ld_qkv_, cache(block.spans[0].row, i, 0).keys);
         // Whoever computed all keys of a lone token also stores them, so that there is one wait and not two.
-        const bool stored = tokens == 1 && last_has_keys(l);
+        const bool stored = p.count == 1 && last_has_keys(l);
         if (stored && thread == threads - 1)
-            for (int kv = 0; kv < c.kv_heads; ++kv) store_keys(own, l, i, block.spans[0], kv);
-        team.barrier();
+            for (int kv = 0; kv < c.kv_heads; ++kv) store_keys(own, l, i, block.spans[0], kv, p);
+        meet(p);
 
-        attention(thread, l, i, block, stored);
-        team.barrier();
-        if (only_wanted(i, block)) tokens = keep_wanted(thread, block);
+        attention(thread, p, l, i, block, stored);
+        meet(p);
+        if (only_wanted(i, block)) p = part(thread, tokens = keep_wanted(thread, block));
 
-        in = prepare(thread, attended_, own.attention, attention_.data(), ld_attention_, tokens, l.o.type, nullptr,
+        in = prepare(p, attended_, own.attention, attention_.data(), ld_attention_, l.o.type, nullptr,
                      c.heads * c.head_dim);
         add_update(product(l.o, in, update_.data(), ld_x_, begin(l.gate)), l.residual1);
-        for (size_t s = 0, item = 0; s < block.spans.size(); ++s)
-            for (int kv = 0; kv < c.kv_heads; ++kv, ++item)
-                if (static_cast<int>(item % threads) == thread)
-                    cache(block.spans[s].row, i, kv).compact(block.spans[s].count, cache_type_, dim_);
-        team.barrier();
+        meet(p);
 
-        in = prepare(thread, hidden_, own.hidden, x_.data(), ld_x_, tokens, l.gate.type, l.norm2, c.hidden);
+        in = prepare(p, hidden_, own.hidden, x_.data(), ld_x_, l.gate.type, l.norm2, c.hidden);
         product(l.gate, in, gate_.data(), ld_wide_, begin(l.up));
         const Range wide = product(l.up, in, up_.data(), ld_wide_, begin(c.experts ? l.router : l.down));
-        for (int t = 0; t < tokens; ++t) {
+        for (int t = p.first; t < p.first + p.count; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_wide_ + wide.first;
             if (wide.first < wide.last)
                 k_.silu_mul(gate_.data() + at, up_.data() + at, round_up(wide.last - wide.first, kPanel),
                             gate_.data() + at);
         }
         if (c.experts) product(l.router, in, router_.data(), ld_router_, begin(l.down));
-        team.barrier();
+        meet(p);
 
         float* mixture = own.expert.data();
-        if (c.experts && tokens == 1) {
+        if (c.experts && p.of > 1 && p.count == 1) {
             experts(own, l, in.values, router_.data(), mixture);
         } else if (c.experts) {
-            for (int t = thread; t < tokens; t += threads)
-                experts(own, l, in.values + static_cast<size_t>(t) * in.ld,
-                        router_.data() + static_cast<size_t>(t) * ld_router_,
-                        moe_.data() + static_cast<size_t>(t) * ld_x_);
             mixture = moe_.data();
-            team.barrier();
+            for (int t = p.index; t < p.count; t += p.of)
+                experts(own, l, in.values + static_cast<size_t>(t) * in.ld,
+                        router_.data() + static_cast<size_t>(p.first + t) * ld_router_,
+                        mixture + static_cast<size_t>(p.first + t) * ld_x_);
+            meet(p);
         }
-        in = prepare(thread, wide_, own.wide, gate_.data(), ld_wide_, tokens, l.down.type, nullptr, c.intermediate);
+        in = prepare(p, wide_, own.wide, gate_.data(), ld_wide_, l.down.type, nullptr, c.intermediate);
         const Matrix& next = i + 1 < c.layers ? model_->layers[i + 1].qkv : model_->head;
         const Range r = product(l.down, in, update_.data(), ld_x_, begin(next));
-        for (int t = 0; c.experts && t < tokens && r.first < r.last; ++t) {
+        for (int t = p.first; c.experts && t < p.first + p.count && r.first < r.last; ++t) {
             const size_t at = static_cast<size_t>(t) * ld_x_ + r.first;
             k_.axpy_f32(mixture + at, 1.0f, r.last - r.first, update_.data() + at);
         }
         add_update(r, l.residual2);
-        team.barrier();
+        if (i + 1 < c.layers) meet(p);
     }
+    model_->team.barrier();
+    compact(thread, block);
     head(thread, block, tokens);
 }
 
@@ -151,20 +166,24 @@ bool Session::only_wanted(int layer, const Block& block) const {
 
 // Moves what belongs to these tokens to the front; returns how many they are.
 int Session::keep_wanted(int thread, const Block& block) {
-    int wanted = 0;
+    std::vector<int> wanted;
     bool moves = false;
     for (const Span& s : block.spans) {
-        for (int at = s.first + s.count - s.logits; at < s.first + s.count; ++at, ++wanted) {
-            moves |= at != wanted;
-            if (thread > 0 || at == wanted) continue;
-            const size_t from = at, to = wanted;
-            std::memcpy(x_.data() + to * ld_x_, x_.data() + from * ld_x_, sizeof(float) * ld_x_);
-            std::memcpy(attention_.data() + to * ld_attention_, attention_.data() + from * ld_attention_,
-                        sizeof(float) * ld_attention_);
+        for (int at = s.first + s.count - s.logits; at < s.first + s.count; ++at) {
+            moves |= at != static_cast<int>(wanted.size());
+            wanted.push_back(at);
         }
     }
     if (moves) model_->team.barrier();
-    return wanted;
+    for (size_t to = 0; moves && thread == 0 && to < wanted.size(); ++to) {
+        const size_t from = wanted[to];
+        if (from == to) continue;
+        std::memcpy(x_.data() + to * ld_x_, x_.data() + from * ld_x_, sizeof(float) * ld_x_);
+        std::memcpy(attention_.data() + to * ld_attention_, attention_.data() + from * ld_attention_,
+                    sizeof(float) * ld_attention_);
+    }
+    if (moves) model_->team.barrier();
+    return static_cast<int>(wanted.size());
 }
 
 // Whether the last thread's share of a product is all keys and values, and key/value heads don't divide among threads.
@@ -175,41 +194,46 @@ bool Session::last_has_keys(const Layer& layer) const {
            share(layer.qkv.panels, threads - 1, threads).first * kPanel <= c.heads * c.head_dim;
 }
 
-void Session::attention(int thread, const Layer& layer, int index, const Block& block, bool stored) {
+void Session::attention(int thread, const Part& part, const Layer& layer, int index, const Block& block, bool stored) {
     const Config& c = model_->config;
-    const int threads = model_->team.size(), group = c.heads / c.kv_heads;
-    const int items = static_cast<int>(block.spans.size()) * c.kv_heads;
+    Scratch& own = *scratch_[thread];
+    const int group = c.heads / c.kv_heads, items = static_cast<int>(block.spans.size()) * c.kv_heads;
     const bool single = block.spans.size() == block.tokens.size();
     // A thread that owns whole key/value heads need not wait for another's keys.
-    const bool whole = single && !stored && (items % threads == 0 || items >= 4 * threads);
+    const bool whole = single && !stored && (items % part.of == 0 || items >= 4 * part.of);
 
     int item = 0;
     for (const Span& s : block.spans) {
+        if (part.begin(s) >= part.end(s)) continue;
         for (int kv = 0; !stored && kv < c.kv_heads; ++kv, ++item) {
-            if (item % threads != thread) continue;
-            store_keys(*scratch_[thread], layer, index, s, kv);
-            if (whole) attend(*scratch_[thread], layer, index, s, kv, kv * group, group, 0, 1);
+            if (item % part.of != part.index) continue;
+            store_keys(own, layer, index, s, kv, part);
+            if (whole) attend(own, layer, index, s, kv, kv * group, group, 0, 1);
         }
     }
     if (whole) return;
     if (!stored) model_->team.barrier();
+    if (part.of == 1) evict(thread, index, block);
 
     const int heads = single ? 1 : group, queries = single ? 1 : 8;
     item = 0;
-    for (const Span& s : block.spans)
-        for (int t = only_wanted(index, block) ? s.count - s.logits : 0; t < s.count; t += queries)
+    for (const Span& s : block.spans) {
+        const int first = only_wanted(index, block) ? std::max(part.begin(s), s.count - s.logits) : part.begin(s);
+        for (int t = first; t < part.end(s); t += queries)
             for (int h = 0; h < c.heads; h += heads, ++item)
-                if (item % threads == thread)
-                    attend(*scratch_[thread], layer, index, s, h / group, h, heads, t, std::min(s.count, t + queries));
+                if (item % part.of == part.index)
+                    attend(own, layer, index, s, h / group, h, heads, t, std::min(part.end(s), t + queries));
+    }
 }
 
-// Normalizes and rotates the span's keys of one key/value head, scores them, and puts them behind the live slots.
-void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv) {
+// Normalizes and rotates the keys of one key/value head for the part's tokens of the span, scores them, and puts them
+// behind the live slots.
+void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv, const Part& part) {
     const Config& c = model_->config;
     HeadCache& h = cache(span.row, index, kv);
     const int d = c.head_dim, half = d / 2, values_width = c.kv_heads * d;
     float* k = s.query.data();
-    for (int t = 0; t < span.count; ++t) {
+    for (int t = part.begin(span); t < part.end(span); ++t) {
         const int at = span.first + t;
         const float* token = qkv_.data() + static_cast<size_t>(at) * ld_qkv_ + c.heads * d;
         const float* values = token + values_width;
@@ -226,8 +250,33 @@ void Session::store_keys(Scratch& s, const Layer& layer, int index, const Span& 
         const float score =
             std::exp(layer.decay[kv] *
                      softplus(k_.dot_f32(layer.dt + static_cast<size_t>(kv) * values_width, values, values_width)));
-        h.insert(k_, t, score, static_cast<int32_t>(span.start + t), slots_);
+        h.set_score(h.n + t, score, static_cast<int32_t>(span.start + t));
     }
+    if (part.end(span) - part.begin(span) == span.count) h.evict(k_, span.count, slots_);
+}
+
+// Of the spans whose keys several threads have stored.
+void Session::evict(int thread, int index, const Block& block) {
+    bool full = false;
+    int item = 0;
+    for (const Span& s : block.spans) {
+        for (int kv = 0; kv < model_->config.kv_heads; ++kv, ++item) {
+            HeadCache& h = cache(s.row, index, kv);
+            full |= h.n + s.count > slots_;
+            if (item % model_->team.size() == thread) h.evict(k_, s.count, slots_);
+        }
+    }
+    if (full) model_->team.barrier();
+}
+
+// Closes the holes that the block's evictions left.
+void Session::compact(int thread, const Block& block) {
+    const Config& c = model_->config;
+    int item = 0;
+    for (const Span& s : block.spans)
+        for (int i = 0; i < c.layers; ++i)
+            for (int kv = 0; kv < c.kv_heads; ++kv, ++item)
+                if (item % model_->team.size() == thread) cache(s.row, i, kv).compact(s.count, cache_type_, dim_);
 }
 
 // Queries t0 .. t1 - 1 of the span, `heads` heads from head0 on, against one key/value head.
@@ -343,8 +392,9 @@ void Session::head(int thread, const Block& block, int tokens) {
             head_out_.resize(static_cast<size_t>(tokens) * ld_logits_);
         team.barrier();
     }
-    const Activations in = prepare(thread, hidden_, scratch_[thread]->hidden, x_.data(), ld_x_, tokens, m.type,
-                                   model_->final_norm, c.hidden);
+    const Part all = {0, tokens, thread, threads};
+    const Activations in =
+        prepare(all, hidden_, scratch_[thread]->hidden, x_.data(), ld_x_, m.type, model_->final_norm, c.hidden);
     float* out = direct ? logits_.data() + first_slot * ld_logits_ : head_out_.data();
     k_.matmul(m, in, tokens, out, ld_logits_, panels.first, panels.last, nullptr);
 

@@ -197,17 +197,6 @@ void tile(const Matrix& m, const Activations& x, int tokens, bool first_read, fl
     for (; first < last; ++first) panels<type, 1, T>(m, first, x, behind(first + 1), out, ldo);
 }
 
-Activations skip(const Activations& x, int tokens) {
-    Activations r = x;
-    if (x.values) r.values += size_t(tokens) * x.ld;
-    if (x.q) {
-        r.q += size_t(tokens) * x.ld * kBytesX;
-        r.scale += size_t(tokens) * x.ld_groups;
-        r.sum += size_t(tokens) * x.ld_groups;
-    }
-    return r;
-}
-
 template <Type type, int Most>
 void product(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
              const uint8_t* then) {
@@ -218,7 +207,7 @@ void product(const Matrix& m, const Activations& x, int tokens, float* out, int 
             const int left = tokens - t;
             // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
             const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
-            tile<type, Most>(m, skip(x, t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, panel + 1,
+            tile<type, Most>(m, x.from(t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, panel + 1,
                              m.data + m.panel_bytes * (panel + 1));
             t += n;
         }

@@ -23,7 +23,11 @@ Activations Session::Input::view(const float* source) const {
 }
 
 Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts, std::shared_ptr<Model> draft_model)
-    : model_(std::move(model)), k_(*model_->kernels), slots_(slots), drafts_(drafts) {
+    : model_(std::move(model)),
+      k_(*model_->kernels),
+      slots_(slots),
+      drafts_(drafts),
+      block_tokens_(kBlockTokens * model_->team.most()) {
     const Config& c = model_->config;
     cache_type_ = model_->layers[0].qkv.type == Type::f32 ? Type::f32 : Type::bf16;
     dim_ = round_up(c.head_dim, 16);
@@ -32,7 +36,7 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts,
     slot_bytes_total_ = heads * (2 * slot_bytes_ + 12);
 
     // Pages are committed as slots fill, so a short generation never pays for the whole window.
-    const size_t capacity = round_up(slots_ + kBlockTokens, kPanel), n = heads * batch;
+    const size_t capacity = round_up(slots_ + block_tokens_, kPanel), n = heads * batch;
     cache_memory_ = static_cast<uint8_t*>(std::malloc(n * capacity * 2 * slot_bytes_ + 64));
     score_memory_ = static_cast<float*>(std::malloc(n * capacity * 12));
     if (!cache_memory_ || !score_memory_) {
@@ -51,7 +55,7 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts,
         h.ranks = reinterpret_cast<uint32_t*>(scores + capacity);
         h.positions = reinterpret_cast<int32_t*>(scores + 2 * capacity);
         scores += 3 * capacity;
-        h.evicted.reserve(kBlockTokens);
+        h.evicted.reserve(block_tokens_);
     }
 
     if (drafts_ && draft_model)
@@ -98,7 +102,7 @@ HeadCache& Session::cache(int row, int layer, int kv) {
 }
 
 size_t Session::cache_bytes() const {
-    const size_t own = slot_bytes_total_ * rows_.size() * (slots_ + kBlockTokens);
+    const size_t own = slot_bytes_total_ * rows_.size() * (slots_ + block_tokens_);
     return own + (drafter_ ? drafter_->cache_bytes() : 0);
 }
 
@@ -213,13 +217,13 @@ void Session::pack_blocks(const std::vector<int>& rows, const std::vector<std::v
         const auto& prompt = prompts[i];
         for (size_t at = 0; at < prompt.size();) {
             // Their rows follow the order of the tokens, so blocks may share them whatever they hold.
-            if (blocks.empty() || blocks.back().tokens.size() == kBlockTokens) {
+            if (blocks.empty() || blocks.back().tokens.size() == size_t(block_tokens_)) {
                 blocks.emplace_back();
                 if (all_logits) blocks.back().all_logits = all_logits + done * vocab;
                 if (all_hidden) blocks.back().all_hidden = all_hidden + done * hidden;
             }
             Block& b = blocks.back();
-            const size_t n = std::min(prompt.size() - at, kBlockTokens - b.tokens.size());
+            const size_t n = std::min(prompt.size() - at, block_tokens_ - b.tokens.size());
             b.spans.push_back({rows[i], static_cast<int>(b.tokens.size()), static_cast<int>(n),
                                rows_[rows[i]].length + static_cast<int64_t>(at), at + n == prompt.size() ? 1 : 0});
             b.tokens.insert(b.tokens.end(), prompt.begin() + at, prompt.begin() + at + n);

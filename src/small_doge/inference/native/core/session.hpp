@@ -1,5 +1,6 @@
 // A batch of sequences over one model, each with its own bounded caches; prefill, decode and single steps.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -12,7 +13,7 @@
 
 namespace small_doge {
 
-constexpr int kBlockTokens = 64;  // tokens that go through the layers together during prefill
+constexpr int kBlockTokens = 64;  // tokens a thread that go through the layers together during prefill
 
 // Consecutive tokens of one sequence within a block.
 struct Span {
@@ -101,17 +102,29 @@ class Session {
         Sampler sampler;
     };
 
+    // What a thread computes of a block: of these tokens, the share `index` of `of` of each product's rows.
+    struct Part {
+        int first, count, index, of;
+        // Its tokens of a span, counted from the span's first.
+        int begin(const Span& s) const { return std::max(first - s.first, 0); }
+        int end(const Span& s) const { return std::min(first + count - s.first, s.count); }
+    };
+
     void feed(int thread, const Block& block);
-    void attention(int thread, const Layer& layer, int index, const Block& block, bool stored);
+    Part part(int thread, int tokens) const;
+    void meet(const Part& part) const;
+    void attention(int thread, const Part& part, const Layer& layer, int index, const Block& block, bool stored);
     bool last_has_keys(const Layer& layer) const;
-    void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv);
+    void store_keys(Scratch& s, const Layer& layer, int index, const Span& span, int kv, const Part& part);
+    void evict(int thread, int index, const Block& block);
+    void compact(int thread, const Block& block);
     void attend(Scratch& s, const Layer& layer, int index, const Span& span, int kv, int head0, int heads, int t0,
                 int t1);
     bool only_wanted(int layer, const Block& block) const;
     int keep_wanted(int thread, const Block& block);
     void head(int thread, const Block& block, int tokens);
     void experts(Scratch& s, const Layer& layer, const float* x, const float* router, float* out);
-    Activations prepare(int thread, Input& shared, Input& own, const float* source, int ld, int tokens, Type type,
+    Activations prepare(const Part& part, Input& shared, Input& own, const float* source, int ld, Type type,
                         const float* norm, int width);
     HeadCache& cache(int row, int layer, int kv);
     void resize(int tokens);
@@ -127,7 +140,7 @@ class Session {
 
     std::shared_ptr<Model> model_;
     const Kernels& k_;
-    const int slots_, drafts_;
+    const int slots_, drafts_, block_tokens_;
     Type cache_type_;  // of keys and values: float for fp32 weights, bf16 otherwise
     int dim_;          // head_dim padded to the vector width
     size_t slot_bytes_ = 0, slot_bytes_total_ = 0;

@@ -55,6 +55,18 @@ struct Activations {
     const float* scale = nullptr;  // one a group, `ld_groups` a token
     const int32_t* sum = nullptr;  // int4: of q over the group; int8: what the product over the group begins with
     int ld = 0, ld_groups = 0;
+
+    // Those of the tokens from this one on.
+    Activations from(int token) const {
+        Activations r = *this;
+        r.values += static_cast<size_t>(token) * ld;
+        if (q) {
+            r.q += static_cast<size_t>(token) * ld * kBytesX;
+            r.scale += static_cast<size_t>(token) * ld_groups;
+            r.sum += static_cast<size_t>(token) * ld_groups;
+        }
+        return r;
+    }
 };
 
 struct LogitStats {
