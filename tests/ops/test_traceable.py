@@ -43,6 +43,15 @@ def heads():
     return rotate, [learning(2, 16, 128), learning(16), learning(16), torch.empty(1, 16, 16), torch.empty(1, 16, 16)]
 
 
+def normed():
+    from small_doge.ops.normed_residual.triton_backward import triton_normed_residual
+
+    def both(*given):
+        return sum(x.sum() for x in triton_normed_residual(*given, 1e-6))
+
+    return both, [learning(16, 24), learning(24), learning(24)]
+
+
 def mixture():
     from small_doge.ops.expert_retrieval.triton_hidden import triton_hidden
 
@@ -65,6 +74,7 @@ def count():
 WRITTEN = {
     gated_unit: [{"out_ptr"}, {"out_ptr"}],
     heads: [{"query_ptr", "key_ptr", "value_ptr"}, {"djoint_ptr", "dweight_ptr"}],
+    normed: [{"dx_ptr", "part_ptr"}],
     mixture: [{"out_ptr"}, {"djoint_ptr", "dscores_ptr"}],
     search: [{"out_ptr"}],  # The search itself stays an operator that nothing looks into.
     count: [{"part_ptr"}],

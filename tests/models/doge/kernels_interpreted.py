@@ -16,11 +16,17 @@ import triton_interpreter  # first: it chooses the interpreter
 import torch
 from kernels_compare import differences
 
-from small_doge.models.doge import joint_linear, mlp_doge, modeling_doge
+from small_doge.models.doge import joint_linear, mlp_doge, modeling_doge, norm_doge
 from small_doge.ops import dynamic_mask_attention
 from small_doge.ops.dynamic_mask_attention import retention, triton_attention
 
-FUSED = ((modeling_doge, "normed_rotary_heads"), (mlp_doge, "swiglu"), (mlp_doge, "mixture_hidden"))
+FUSED = (
+    (modeling_doge, "normed_rotary_heads"),
+    (mlp_doge, "swiglu"),
+    (mlp_doge, "mixture_hidden"),
+    (norm_doge, "normed_residual"),
+    (joint_linear, "tuned_linear"),
+)
 """What a compiled model uses in place of the definitions' own steps."""
 
 
@@ -47,7 +53,8 @@ def main() -> None:
     for module in (dynamic_mask_attention, retention):
         module.has_triton = lambda tensor: True
     # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads.
-    joint_linear._reshapable = lambda x, *maps: torch.is_grad_enabled()
+    for module in (joint_linear, norm_doge):
+        module.compiled_for_training = lambda x: torch.is_grad_enabled()
     mlp_doge.prefers_dense = lambda *shape: True
     calls = count_calls()
     for case in json.loads(sys.argv[1]):

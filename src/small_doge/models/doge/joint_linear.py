@@ -11,6 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from small_doge.ops.products import tuned_linear
+
+
+def plain_linear(x: Tensor, linear: nn.Module) -> Tensor:
+    """What one map gives for `x` [..., d]."""
+    return tuned_linear(x, linear.weight) if _reshapable(x, linear) else linear(x)  # type: ignore[arg-type]
+
 
 def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     """What each map gives for `x` [..., d], by one product with the weights put together.
@@ -28,7 +35,7 @@ def joint_product(x: Tensor, *maps: nn.Module) -> Tensor | None:
     """`joint_linear`'s one product, side by side in the last dimension; None where the maps are left alone."""
     if not _reshapable(x, *maps):
         return None
-    return F.linear(x, torch.cat([m.weight for m in maps]))  # type: ignore[misc]
+    return tuned_linear(x, torch.cat([m.weight for m in maps]))  # type: ignore[misc]
 
 
 def summed_linear(x: Tensor, linear: nn.Linear, table: nn.Embedding) -> Tensor:
@@ -36,7 +43,7 @@ def summed_linear(x: Tensor, linear: nn.Linear, table: nn.Embedding) -> Tensor:
     if not _reshapable(x, linear, table):
         first, second = x.split([linear.in_features, table.num_embeddings], -1)
         return linear(first) + second @ table.weight
-    return x @ torch.cat([linear.weight.T, table.weight])
+    return tuned_linear(x, torch.cat([linear.weight, table.weight.T], 1))
 
 
 def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
@@ -67,10 +74,13 @@ class _NarrowProduct(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
+def compiled_for_training(x: Tensor) -> bool:
+    """Whether torch.compile is making a forward and a backward for a GPU."""
+    return x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()
+
+
 def _reshapable(x: Tensor, *maps: nn.Module) -> bool:
-    if not (x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()):
-        return False
-    return all(
+    return compiled_for_training(x) and all(
         (type(m) is nn.Embedding or (type(m) is nn.Linear and m.bias is None)) and not m._forward_pre_hooks
         for m in maps
     )

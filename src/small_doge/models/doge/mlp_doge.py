@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from small_doge.models.doge.configuration_doge import DogeConfig
-from small_doge.models.doge.joint_linear import joint_linear, joint_product, summed_linear
+from small_doge.models.doge.joint_linear import joint_linear, joint_product, plain_linear, summed_linear
 from small_doge.ops.expert_retrieval import (
     balance_loss,
     expert_dots,
@@ -41,7 +41,7 @@ class DogeMLP(nn.Module):
     def _dense(self, x: Tensor) -> Tensor:
         joint = joint_product(x, self.gate_proj, self.up_proj) if self.gated_by_silu else None
         if joint is not None:
-            return self.down_proj(swiglu(joint))
+            return plain_linear(swiglu(joint), self.down_proj)
         gate, up = joint_linear(x, self.gate_proj, self.up_proj)
         return self.down_proj(self.act_fn(gate) * up)
 

@@ -2,7 +2,7 @@
 
 Sources: Wonderful Matrices (arXiv 2412.11834), Trainable Dynamic Mask Sparse Attention (arXiv 2508.02124). Parameter
 names are those of transformers' own Doge, so that checkpoints pass between the two unchanged. The MLPs are in
-`mlp_doge`, the rotary embedding in `rotary_doge`, the reading of attention masks in `masks_doge`.
+`mlp_doge`, norms in `norm_doge`, the rotary embedding in `rotary_doge`, the reading of attention masks in `masks_doge`.
 
 Shape suffixes: B batch, T new tokens, S keys, d width, H query heads, G key/value heads, D head size, V vocabulary.
 """
@@ -26,31 +26,16 @@ from transformers.utils import can_return_tuple
 from small_doge.models.doge.cache_doge import DogeCache, refuse_cache_while_checkpointing
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.fused_loss import fused_causal_loss
-from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear
+from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear, plain_linear
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP
+from small_doge.models.doge.norm_doge import DogeRMSNorm, normed_and_carried
 from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding
 from small_doge.ops.dynamic_mask_attention import BACKENDS, attention_weights, dynamic_mask_attention
 from small_doge.ops.rotary_heads import normed_rotary_heads, rotate
 
 # `attn_implementation` -> backend of the op. "sdpa", transformers' default, means that the op chooses.
 BACKEND_OF = {"sdpa": "auto", "eager": "naive"} | {f"doge_{name}": name for name in BACKENDS}
-
-
-class DogeRMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, the mean square in fp32 (arXiv 1910.07467)."""
-
-    def __init__(self, size: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.variance_epsilon = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Autocast may give fp32 back: what comes after expects the dtype that came in.
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.variance_epsilon).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
 
 
 class DogeAttention(nn.Module):
@@ -108,7 +93,7 @@ class DogeAttention(nn.Module):
         weights = attention_weights(query, key, score, **options) if output_attentions else None
         backend = BACKEND_OF[self.config._attn_implementation]
         output = dynamic_mask_attention(query, key, value, score, **options, backend=backend)
-        return self.o_proj(output.transpose(1, 2).reshape(batch, length, -1)), weights
+        return plain_linear(output.transpose(1, 2).reshape(batch, length, -1), self.o_proj), weights
 
     def heads(self, x_BTd: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, T, H, D], keys and values [B, T, G, D]; queries and keys normalized and rotated."""
@@ -147,12 +132,12 @@ class DogeDecoderLayer(GradientCheckpointingLayer):
         self, hidden_states: Tensor, balanced: bool = False, **attention: Any
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The layer's output and, if asked for or if it is a mixture, its attention weights, router scores, balance."""
-        attended, weights = self.self_attn(self.input_layernorm(hidden_states), **attention)
-        hidden_states = self.input_residual.to(hidden_states.dtype) * hidden_states + self._drop(attended)
-        normed = self.post_attention_layernorm(hidden_states)
+        normed, carried = normed_and_carried(hidden_states, self.input_layernorm, self.input_residual)
+        attended, weights = self.self_attn(normed, **attention)
+        hidden_states = carried + self._drop(attended)
+        normed, carried = normed_and_carried(hidden_states, self.post_attention_layernorm, self.post_attention_residual)
         transformed, router_logits, balance = self.mlp(normed, balanced, attention.get("valid"))
-        hidden_states = self.post_attention_residual.to(hidden_states.dtype) * hidden_states + self._drop(transformed)
-        return hidden_states, weights, router_logits, balance
+        return carried + self._drop(transformed), weights, router_logits, balance
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.hidden_dropout, self.training) if self.hidden_dropout else x

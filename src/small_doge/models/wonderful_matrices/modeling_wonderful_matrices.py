@@ -27,7 +27,7 @@ from transformers.utils import can_return_tuple
 from small_doge.models.doge.cache_doge import refuse_cache_while_checkpointing
 from small_doge.models.doge.fused_loss import fused_causal_loss
 from small_doge.models.doge.masks_doge import document_limits
-from small_doge.models.doge.modeling_doge import DogeRMSNorm
+from small_doge.models.doge.norm_doge import DogeRMSNorm
 from small_doge.models.doge.rotary_doge import DogeRotaryEmbedding
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
 from small_doge.ops.expert_retrieval import expert_dots, expert_sum, search_experts

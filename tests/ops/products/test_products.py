@@ -1,0 +1,93 @@
+"""The trial on a CPU, with ways and a clock of the test's own.
+
+With cuBLAS on a GPU: `pytest tests/ops/products -m gpu`.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from small_doge.ops.products import tuned_linear
+from small_doge.ops.products.tuned import fastest
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tuned_map_and_its_gradients_are_those_of_torch(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, dtype=dtype, requires_grad=True)
+    weight = torch.randn(5, 8, requires_grad=True)
+    grad = torch.randn(2, 3, 5, dtype=dtype)
+    found, expected = tuned_linear(x, weight), F.linear(x, weight.to(dtype))
+    assert torch.equal(found, expected)
+    for f, e in zip(*(torch.autograd.grad(y, (x, weight), grad) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(f, e)
+
+
+class Way:
+    """A way to make a product that adds `error` and takes `time`."""
+
+    def __init__(self, time: float, error: float = 0.0) -> None:
+        self.time, self.error = time, error
+
+    def __call__(self, left, right, out):
+        torch.mm(left, right, out=out).add_(self.error)
+        clock.append(self.time)
+
+
+clock: list[float] = []
+
+
+def duration(product) -> float:
+    clock.clear()
+    product()
+    return sum(clock)
+
+
+@pytest.mark.parametrize(
+    ("ways", "chosen"),
+    [
+        ([Way(3.0), Way(2.0), Way(1.0), Way(2.5)], 2),
+        ([Way(3.0), Way(2.0), Way(1.0, error=1e-3)], 1),
+        ([Way(3.0), Way(2.99)], 0),
+        ([Way(3.0), Way(4.0)], 0),
+        ([Way(3.0)], 0),
+    ],
+    ids=["the_fastest", "other_bits_are_refused", "hardly_faster_is_not_enough", "slower", "alone"],
+)
+def test_the_fastest_way_of_the_same_bits_is_taken(ways, chosen):
+    left, right = torch.randn(4, 3), torch.randn(3, 2)
+    assert fastest(ways, left, right, torch.empty(4, 2), duration) is ways[chosen]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("transposed", [True, False], ids=["forward", "backward"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_algorithm_of_cublas_makes_the_product(dtype, transposed):
+    from small_doge.ops.products.cublaslt import algorithms
+
+    torch.manual_seed(0)
+    left = torch.randn(4096, 768, device="cuda", dtype=dtype)
+    right = torch.randn((1536, 768) if transposed else (768, 1536), device="cuda", dtype=dtype)
+    expected = left.double() @ (right.T if transposed else right).double()
+    out = torch.empty_like(expected, dtype=dtype)
+    found = algorithms(left, right, transposed, out)
+    assert found
+    for algorithm in found:
+        algorithm(left, right, out.zero_())
+        assert (out - expected).norm() < 1e-2 * expected.norm()
+
+
+@pytest.mark.gpu
+def test_a_product_of_a_shape_not_yet_seen_can_be_captured():
+    from small_doge.ops.products.tuned import tuned_product
+
+    left, right = (torch.randn(256, 136, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    graph = torch.cuda.CUDAGraph()
+    torch.mm(left, right.T)  # makes cuBLAS's handle, which a capture cannot
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        out = tuned_product(left, right, True)
+    graph.replay()
+    assert torch.equal(out, left @ right.T)
