@@ -76,18 +76,22 @@ void panel_bf16(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
     store_tile(acc, out, ldo);
 }
 
-// Group g's integer sums of one token, scaled, into `out`: the sum over groups waits there, for registers are short.
-template <int P, class Sum>
-inline void add_group(const Matrix& m, int panel, int g, const Activations& x, int t, Sum sum, float* out) {
-    const F x_scale = set1(x.scale[t * x.ld_groups + g]);
+// Group g's integer sums, scaled, into `out`: the sum over groups waits there, for registers are short.
+template <int P, int T, class Sum>
+inline void add_group(const Matrix& m, int panel, int g, const Activations& x, Sum sum, float* out, int ldo) {
+    // All read before the first store, which might be to any of them for all a compiler knows.
+    F w_scale[P][NV], x_scale[T];
     SMALL_DOGE_UNROLL
-    for (int p = 0; p < P; ++p) {
-        const bf16* scales = m.scales + (size_t(panel + p) * m.groups + g) * kPanel;
-        SMALL_DOGE_UNROLL
-        for (int v = 0; v < NV; ++v) {
-            float* o = out + p * kPanel + v * W;
-            store(o, fma(sum(p, v), mul(load(scales + v * W), x_scale), g ? load(o) : zero()));
-        }
+    for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
+    for (int v = 0; v < NV; ++v) w_scale[p][v] = load(m.scales + ((size_t(panel + p) * m.groups + g) * kPanel + v * W));
+    SMALL_DOGE_UNROLL
+    for (int t = 0; t < T; ++t) x_scale[t] = set1(x.scale[size_t(t) * x.ld_groups + g]);
+    SMALL_DOGE_UNROLL
+    for (int t = 0; t < T; ++t) SMALL_DOGE_UNROLL
+    for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
+    for (int v = 0; v < NV; ++v) {
+        float* o = out + size_t(t) * ldo + p * kPanel + v * W;
+        store(o, fma(sum(p, t, v), mul(w_scale[p][v], x_scale[t]), g ? load(o) : zero()));
     }
 }
 
@@ -125,10 +129,7 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
             w += U * kPanel * 4;
             q += U * kX4;
         }
-        SMALL_DOGE_UNROLL
-        for (int t = 0; t < T; ++t)
-            add_group<P>(
-                m, panel, g, x, t, [&](int p, int v) { return to_float(acc[p][t][v]); }, out + size_t(t) * ldo);
+        add_group<P, T>(m, panel, g, x, [&](int p, int t, int v) { return to_float(acc[p][t][v]); }, out, ldo);
     }
 }
 
@@ -160,12 +161,10 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
                     acc[p][t][v] = nibble_dot(nibble_dot(acc[p][t][v], low[p][v], low_x), high[p][v], high_x);
             }
         }
-        SMALL_DOGE_UNROLL
-        for (int t = 0; t < T; ++t) {
-            const int32_t sum = x.sum[t * x.ld_groups + g];
-            add_group<P>(
-                m, panel, g, x, t, [&](int p, int v) { return nibble_end(acc[p][t][v], sum); }, out + size_t(t) * ldo);
-        }
+        int32_t sum[T];
+        for (int t = 0; t < T; ++t) sum[t] = x.sum[size_t(t) * x.ld_groups + g];
+        add_group<P, T>(
+            m, panel, g, x, [&](int p, int t, int v) { return nibble_end(acc[p][t][v], sum[t]); }, out, ldo);
     }
 }
 
