@@ -1,4 +1,4 @@
-"""The seeds' three steps on disk: download named sources, make rows of each, put them together."""
+"""The training guide's three steps on disk: download named sources, make rows of each, put them together."""
 
 from __future__ import annotations
 
