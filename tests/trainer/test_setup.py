@@ -13,6 +13,7 @@ from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.processor.tokenizer import train_tokenizer
 from small_doge.trainer.setup import (
     check_chat_template,
+    check_columns,
     check_token_ids,
     evaluation_rows,
     load_data,
@@ -21,6 +22,8 @@ from small_doge.trainer.setup import (
 )
 
 CONFIG = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+CHATS = Dataset.from_dict({"messages": [[{"role": "user", "content": "Hi"}]]})
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,9 @@ def a_tokenizer_that_pads_with_its_end(tokenizer, folder: Path) -> None:
         (lambda t, m, d: check_chat_template(SimpleNamespace(chat_template=None, name_or_path="x")), "set chat_templ"),
         (lambda t, m, d: load_data(arguments(dataset=str(d / "none")), dict, t), "prepare one with"),
         (lambda t, m, d: load_data(arguments(dataset=str(d)), dict, t), "prepare it with"),
+        (lambda t, m, d: check_token_ids(CHATS, 64, "chats"), "chats has no rows of tokens.*of the stage pt"),
+        (lambda t, m, d: check_columns(CHATS, ["chosen", "rejected"]), "needs chosen and rejected: prepare"),
+        (lambda t, m, d: load_tokenizer(arguments(model_name_or_path=str(d / "none"))), "there is no folder"),
     ],
     ids=[
         "a vocabulary smaller than the tokenizer's",
@@ -75,6 +81,9 @@ def a_tokenizer_that_pads_with_its_end(tokenizer, folder: Path) -> None:
         "no chat template",
         "no data set folder",
         "a folder that is no data set",
+        "chats in pretraining",
+        "chats in preference optimization",
+        "no model folder",
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(

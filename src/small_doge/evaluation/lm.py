@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 from small_doge.evaluation.generation import generate_greedily
 from small_doge.evaluation.scoring import Continuation, score_continuations
 from small_doge.models.loading import load_checkpoint
+from small_doge.utils.hardware import check_device
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -144,10 +145,11 @@ def load_lm(path: str, device: str, dtype: str = "float32", batch_tokens: int = 
     """The lm-eval model for a checkpoint folder or hub id.
 
     Raises:
-        ValueError: an unknown dtype, or a folder that is no whole checkpoint.
+        ValueError: an unknown dtype or device, or a folder that is no whole checkpoint.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
+    check_device(device)
     model: Any = load_checkpoint(path, getattr(torch, dtype))
     model = model.to(device).eval()
     return SmallDogeLM(model, batch_tokens=batch_tokens, tokenizer=AutoTokenizer.from_pretrained(path))

@@ -18,7 +18,7 @@ import torch
 from small_doge.models.doge.configuration_doge import SIZES, DogeConfig
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
 from small_doge.models.loading import load_checkpoint
-from small_doge.utils.hardware import device_name
+from small_doge.utils.hardware import check_device, device_name
 
 TORCH_DTYPES = ("float32", "bfloat16", "float16")
 NATIVE_DTYPES = ("fp32", "bf16", "int8", "int4")
@@ -45,7 +45,7 @@ def measure_speed(
         rounds: Measured rounds, after one that is not; the median is the value.
 
     Raises:
-        ValueError: an unknown dtype, numbers below their least, or the native core elsewhere than on a CPU.
+        ValueError: an unknown dtype or device, numbers below their least, or the native core elsewhere than on a CPU.
     """
     if dtype not in (*TORCH_DTYPES, *NATIVE_DTYPES):
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join((*TORCH_DTYPES, *NATIVE_DTYPES))}.")
@@ -53,6 +53,7 @@ def measure_speed(
         raise ValueError("prompt, batch and rounds must be at least 1, and new_tokens at least 2.")
     if dtype in NATIVE_DTYPES and not device.startswith("cpu"):
         raise ValueError(f"dtype {dtype} is the native core's, which runs on a CPU: pass --device cpu.")
+    check_device(device)
     generator = torch.Generator().manual_seed(0)
     make = native_runner if dtype in NATIVE_DTYPES else torch_runner
     with make(model, device, dtype) as (run, vocab_size, memory):

@@ -18,6 +18,7 @@ from small_doge.models.loading import load_checkpoint
 from small_doge.processor.builtin import BUILTIN_SOURCES
 from small_doge.processor.documents import iter_documents
 from small_doge.utils.hardware import default_device, device_name, peak_flops
+from small_doge.utils.places import refuse_missing
 from small_doge.utils.scaling_laws import RELEASED_RUNS
 
 
@@ -30,7 +31,7 @@ def evaluate_checkpoint(
         ValueError: nothing to measure, or a source that cannot be read.
     """
     if not texts and not problems:
-        raise ValueError("nothing to measure: give --text SOURCE or --problems N.")
+        raise ValueError("nothing to measure: give --tasks NAMES, --domains FOLDER, --text SOURCE or --problems N.")
     device = device or str(default_device())
     engine = load(model, device=device, dtype="float32")
     rows: list[dict[str, Any]] = []
@@ -78,6 +79,7 @@ def describe_model(name: str, length: int) -> dict[str, str]:
         ValueError: neither a size nor a checkpoint of the family.
     """
     if Path(name).exists() or "/" in name:
+        refuse_missing(name)
         config = AutoConfig.from_pretrained(name)
         if not isinstance(config, DogeConfig):
             raise ValueError(f"{name} is a {config.model_type}: this counts Doge models only.")

@@ -6,6 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from small_doge.utils.hardware import check_device
+from small_doge.utils.places import refuse_missing
+
 if TYPE_CHECKING:
     from small_doge.inference.engine import Engine
 
@@ -36,8 +39,8 @@ def load(
             2211.17192). If there is none, they come from what a sequence holds already (prompt look-up).
 
     Raises:
-        ValueError: an unknown dtype, one that the device does not run, drafts without the native core, a draft model
-            with another tokenizer, or a folder that is no whole checkpoint.
+        ValueError: an unknown dtype or device, a dtype that the device does not run, drafts without the native core, a
+            draft model with another tokenizer, or a folder that is no whole checkpoint.
     """
     on_cpu = device.startswith("cpu")
     dtype = dtype or ("int8" if on_cpu else "bf16")
@@ -46,6 +49,7 @@ def load(
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if not on_cpu and dtype not in TORCH_DTYPES:
         raise ValueError(f"dtype {dtype} runs on a CPU only: choose {' or '.join(TORCH_DTYPES)} for {device}.")
+    check_device(device)
     place = locate(path)
     folder = folder_of(place)
     why_not = native_refusal(folder) if on_cpu else ""
@@ -63,9 +67,15 @@ def load(
 
 
 def locate(path: str) -> Path:
-    """A folder or a saved file on disk, or the folder that the hub gives."""
+    """A folder or a saved file on disk, or the folder that the hub gives.
+
+    Raises:
+        ValueError: no such place, or a file without the checkpoint that it was saved beside.
+    """
     place = Path(path)
-    return place if place.is_dir() or place.is_file() else download(path)
+    if place.is_file() and not (place.parent / "config.json").is_file():
+        raise ValueError(f"{path} is a file without a checkpoint beside it: name the folder of a finished checkpoint.")
+    return place if place.exists() else download(path)
 
 
 def folder_of(place: Path) -> Path:
@@ -116,11 +126,12 @@ def download(name: str) -> Path:
         ValueError: neither a folder nor a model that the hub gives.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    refuse_missing(name)
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ValueError(f"{name} is neither a folder nor a model that the hub gives: {error}") from None
 
 

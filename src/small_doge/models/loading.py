@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import small_doge  # noqa: F401  registers the family with the Auto classes
+from small_doge.utils.places import refuse_missing
 
 WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -19,9 +20,10 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
     """A causal language model from a folder or the hub, refusing one whose weights are not all there.
 
     Raises:
-        ValueError: weights missing, cut short or of another shape than the configuration says, a Doge in the layout of
-            an earlier release, or a folder without a model or with an adapter alone.
+        ValueError: no such folder or hub id, weights missing, cut short or of another shape than the configuration
+            says, a Doge in the layout of an earlier release, or a folder without a model or with an adapter alone.
     """
+    refuse_missing(path)
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         held = "an adapter and no model" if (folder / "adapter_config.json").is_file() else "no model (no config.json)"
@@ -37,6 +39,8 @@ def load_checkpoint(path: str, dtype: torch.dtype = torch.float32) -> PreTrained
         raise ValueError(
             f"the weights of {path} cannot be read ({error}): copy the checkpoint again, whole."
         ) from error
+    except OSError as error:
+        raise ValueError(f"{path} is neither a folder nor a model that the hub gives: {error}") from None
     model, report = loaded
     if _is_of_an_earlier_release(report):
         raise ValueError(

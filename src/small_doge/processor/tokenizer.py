@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from small_doge.processor.encoding import SPLIT_PATTERN, rank_ordered_merges
+from small_doge.utils.places import HUB_ID
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -134,7 +135,7 @@ def load_tokenizer(processing_class: PreTrainedTokenizerBase | str | Path | None
     path = Path(processing_class)
     if path.suffix == ".json" and path.is_file():
         return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    if str(processing_class).startswith((".", "/", "~")) and not path.exists():
+    if not path.exists() and not HUB_ID.fullmatch(str(processing_class)):
         raise ValueError(
             f"There is no tokenizer {processing_class}: correct the path, or run `small-doge tokenizer train` first."
         )

@@ -160,7 +160,9 @@ async def _invalid(request: Request, error: Exception) -> Response:
     place = [step for step in first["loc"] if step != "body"]
     param = ".".join(str(step) for i, step in enumerate(place) if i == 0 or (i == 1 and isinstance(step, int))) or None
     what = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    if first["type"] == "json_invalid":
+        param, what = None, f"the body is not valid JSON at character {first['loc'][-1]}: correct it"
+    elif first["type"] == "extra_forbidden":
         what = "this option is not supported: leave it out"
     return _answer(ApiError(400, f"{param}: {what}" if param else what, param=param, code=first["type"]))
 

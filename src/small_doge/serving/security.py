@@ -41,8 +41,10 @@ def read_keys(file: Path | None, environment: str | None = None) -> tuple[str, .
     """Hashes of the keys in a file (one a line, plain or as `sha256:HEX`) and in the environment (by commas).
 
     Raises:
-        ValueError: a key that is too short, or a file without any.
+        ValueError: a key that is too short, or a file that is not there or without any.
     """
+    if file is not None and not file.is_file():
+        raise ValueError(f"there is no file {file}: write the API keys into one, one a line.")
     lines = [] if file is None else [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     if file is not None and not lines:

@@ -58,12 +58,31 @@ def check_settings(settings: ServerSettings, open_to_all: bool) -> None:
         )
 
 
+def bound_socket(settings: ServerSettings) -> socket.socket:
+    """The socket that the server will listen on, taken before models are loaded.
+
+    Raises:
+        ValueError: the address is another program's, not this machine's, or not ours to take.
+    """
+    taken = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind((settings.host, settings.port))
+    except OSError as error:
+        taken.close()
+        raise ValueError(
+            f"cannot listen on {settings.host}, port {settings.port} ({error.strerror}): give another --port or --host."
+        ) from None
+    return taken
+
+
 def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: str | None) -> None:
     """Load models (`NAME=PATH` or `PATH`) and serve them until the process is told to stop.
 
     Raises:
-        ValueError: what `load_model` and `ModelList` refuse.
+        ValueError: what `bound_socket`, `load_model` and `ModelList` refuse.
     """
+    taken = bound_socket(settings)
     metrics = Metrics()
     loaded = [load_model(spec, device, dtype, settings.batch, metrics.for_model) for spec in models]
     app = create_app(loaded, settings, metrics)
@@ -73,4 +92,4 @@ def serve(models: Sequence[str], settings: ServerSettings, device: str, dtype: s
     gc.collect()
     gc.freeze()
     logger.info("listening on http://%s:%d", settings.host, settings.port)
-    make_server(app, settings).run()
+    make_server(app, settings).run(sockets=[taken])

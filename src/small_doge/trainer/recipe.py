@@ -9,10 +9,12 @@ import os
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 
 from small_doge.trainer.budget import options_for_tokens
@@ -65,9 +67,16 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
         arguments[name] = _coerce(value, hints[name], f"{origin[given]}: {given}")
     if arguments.get("bf16") and arguments.get("fp16"):
         raise ValueError("bf16 and fp16 are both true: choose one (bf16 on recent GPUs).")
+    if arguments.get("bf16") and not arguments.get("use_cpu") and not torch.cuda.is_available():
+        raise ValueError("bf16 is for a GPU, and torch sees none: add --use_cpu true --bf16 false to train on the CPU.")
+    if path is None and not overrides:
+        raise ValueError("no recipe: give --config RECIPE.yaml, such as one of recipes/doge.")
     if not arguments.get("output_dir"):
         raise ValueError("no output_dir: name the folder to write to, in the recipe or with --output_dir.")
-    return kind(**arguments)
+    with warnings.catch_warnings():
+        # TRL sets options by names that transformers has since renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return kind(**arguments)
 
 
 def _split(argv: Sequence[str]) -> tuple[Path | None, dict[str, str]]:

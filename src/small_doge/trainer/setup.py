@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,9 +20,12 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.models.doge.norm_doge import DogeRMSNorm
 from small_doge.models.loading import load_checkpoint
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
+from small_doge.processor.tokenizer import load_tokenizer as load_processing_class
 from small_doge.trainer.continuation import note_released_checkpoint
+from small_doge.utils.places import refuse_missing
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -35,12 +37,14 @@ def load_tokenizer(args: Any) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer, checked for what training needs.
 
     Raises:
-        ValueError: none is named, or its padding token is its end token (the end would never be learnt).
+        ValueError: none is named, none is there, or its padding token is its end token (the end would never be learnt).
     """
     name = args.tokenizer_name_or_path or args.model_name_or_path
     if name is None:
         raise ValueError("no tokenizer: set tokenizer_name_or_path (make one with `small-doge tokenizer train`).")
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    if args.tokenizer_name_or_path is None:
+        refuse_missing(name)
+    tokenizer = load_processing_class(name)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ValueError(
             f"the tokenizer {name} pads with {tokenizer.pad_token!r}: give it a padding token that is not its end "
@@ -174,13 +178,32 @@ def check_token_ids(data: Dataset, vocab_size: int, what: str) -> None:
     """Refuse rows made with another tokenizer: an id beyond the vocabulary in the first rows.
 
     Raises:
-        ValueError: such an id is found.
+        ValueError: such an id is found, or the rows are not of tokens.
     """
+    if "input_ids" not in data.column_names:
+        raise ValueError(
+            f"{what} has no rows of tokens, its columns are {', '.join(data.column_names)}: "
+            "prepare it with a recipe of the stage pt, such as recipes/data/pretrain.yaml."
+        )
     highest = max((max(row["input_ids"], default=0) for row in data.select(range(min(len(data), 256)))), default=0)
     if highest >= vocab_size:
         raise ValueError(
             f"{what} holds token id {highest}, the model has {vocab_size} tokens: "
             "prepare the data with the model's tokenizer."
+        )
+
+
+def check_columns(data: Dataset, *choices: Sequence[str]) -> None:
+    """Refuse rows that have none of the sets of columns that a stage can learn from.
+
+    Raises:
+        ValueError: they have none of them whole.
+    """
+    if not any(set(columns) <= set(data.column_names) for columns in choices):
+        needed = ", or ".join(" and ".join(columns) for columns in choices)
+        raise ValueError(
+            f"the data has the columns {', '.join(data.column_names)}, and this stage needs {needed}: "
+            "prepare such rows with a recipe of recipes/data."
         )
 
 
@@ -205,7 +228,7 @@ def zero_init_outputs(model: PreTrainedModel) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """Compile each decoder layer in place; layers of one shape share one compilation.
+    """Compile each decoder layer in place, on a GPU also the norm behind them; layers of one shape share a compilation.
 
     On a CPU this needs a C++ compiler; where there is none, a warning says so and training goes on uncompiled.
     """
@@ -213,8 +236,12 @@ def compile_layers(model: PreTrainedModel) -> None:
     if on_cpu and not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")):
         logger.warning("no C++ compiler: training goes on uncompiled and slower; install g++ to have it compiled.")
         return
-    for layer in model.get_decoder().layers:
+    decoder = model.get_decoder()
+    for layer in decoder.layers:
         layer.compile()
+    # On a CPU it would take seconds to compile and save none.
+    for norm in (module for module in decoder.children() if isinstance(module, DogeRMSNorm) and not on_cpu):
+        norm.compile()
 
 
 def without_router_loss(args: Any) -> None:

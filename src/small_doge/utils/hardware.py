@@ -44,6 +44,19 @@ def default_device() -> torch.device:
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def check_device(name: str) -> str:
+    """The name of a device, where torch can compute on it.
+
+    Raises:
+        ValueError: neither the CPU nor a CUDA GPU that torch sees.
+    """
+    count = torch.cuda.device_count()
+    gpus = ["cuda", *(f"cuda:{index}" for index in range(count))] if count else []
+    if name in ("cpu", *gpus):
+        return name
+    raise ValueError(f"device is {name!r}, which torch does not see here: choose {' or '.join(['cpu', *gpus])}.")
+
+
 def device_name(device: torch.device | str) -> str:
     """The model name of a device."""
     device = torch.device(device)

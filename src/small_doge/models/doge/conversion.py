@@ -222,7 +222,10 @@ def obstacle_for_transformers(config: DogeConfig) -> str | None:
             "compute the same, so load it with small_doge, or export it with its code."
         )
     if config.is_moe and not config.legacy_routing:
-        return "it routes each token by itself, and transformers' Doge mixes tokens: export it with its code."
+        return (
+            "it routes each token by itself, and transformers' Doge mixes tokens. Where that library stands alone, "
+            "write it with its code: `small-doge convert --to remote-code`."
+        )
     return None
 
 

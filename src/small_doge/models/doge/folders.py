@@ -19,6 +19,7 @@ from small_doge.models.doge.conversion import (
 )
 from small_doge.models.doge.modeling_doge import DogeForCausalLM
 from small_doge.models.doge.remote_code import export_remote_code
+from small_doge.utils.places import refuse_missing
 
 TARGETS = {
     "doge": "today's layout, which small_doge reads",
@@ -94,6 +95,7 @@ def _prepared(source: str, out: Path) -> Path:
     """The folder of the source, downloaded if it is a hub id; refuses to write into a folder that holds a model."""
     if (out / "config.json").exists():
         raise ValueError(f"{out} holds a model already: name another folder.")
+    refuse_missing(source)
     folder = Path(source) if Path(source).is_dir() else Path(snapshot_download(source))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{source} holds no model (no config.json): name the folder of a finished checkpoint.")

@@ -19,6 +19,7 @@ from small_doge.trainer.finetuning_arguments import PreferenceArguments
 from small_doge.trainer.recipe import load_recipe, run_stage, save_recipe
 from small_doge.trainer.setup import (
     check_chat_template,
+    check_columns,
     evaluation_rows,
     load_data,
     load_model,
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     model = load_model(args, tokenizer)
     without_router_loss(args)
     data = load_data(args, mix_datasets_by_ratio, tokenizer, max_length=args.max_length)
+    check_columns(data["train"], ["chosen", "rejected"])
     resume = resume_point(args)
     save_recipe(args)
 
