@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from small_doge import __version__
 from small_doge.cli import main
 from small_doge.cli.console import console
 
@@ -137,11 +139,65 @@ def test_chat_answers_and_obeys(small_doge: Callable[..., Run], model_folder: Pa
         (("chat", "."), "holds no model"),
         (("eval", "."), "nothing to measure"),
         (("quickstart", "--data", "/nowhere"), "There is no file or folder /nowhere"),
+        (("train", "pt"), "give --config RECIPE.yaml"),
+        (("chat", "MODEL", "--device", "tpu"), "which torch does not see here: choose cpu"),
+        (("eval", "MODEL", "--problems", "1", "--device", "cuda:99"), "which torch does not see here"),
+        (("eval", "speed", "MODEL", "--device", "tpu"), "which torch does not see here"),
+        (("chat", "./nowhere"), "there is no folder ./nowhere"),
+        (("chat", __file__), "is a file without a checkpoint beside it"),
+        (("info", "./nowhere"), "there is no folder ./nowhere"),
+        (("upcycle", "./nowhere", "./out"), "there is no folder ./nowhere"),
+        (("eval", "nowhere", "--problems", "1"), "there is no folder nowhere"),
+        (("eval", "speed", "nowhere"), "there is no folder nowhere"),
+        (("tokenizer", "inspect", "nowhere"), "There is no tokenizer nowhere"),
+        (("serve", "nowhere"), "there is no folder nowhere"),
+        (("serve", "MODEL", "--api-key-file", "/nowhere"), "there is no file /nowhere"),
+        (("serve", "MODEL", "--host", "192.0.2.1", "--open-to-all"), "cannot listen on 192.0.2.1"),
     ],
-    ids=["unknown stage", "missing recipe", "unknown size", "no model", "nothing to measure", "missing data"],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, small_doge: Callable[..., Run]) -> None:
-    assert_one_line(small_doge(*arguments), message)
+def test_a_mistake_is_one_line(
+    arguments: tuple[str, ...], message: str, small_doge: Callable[..., Run], model_folder: Path
+) -> None:
+    words = (str(model_folder) if word == "MODEL" else word for word in arguments)
+    assert_one_line(small_doge(*words), message)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "20M", "--length", "0"),
+        ("scaling", "20M", "--tokens-per-second", "0"),
+        ("upcycle", "a", "b", "--num-experts-per-tok", "0"),
+        ("eval", "a", "--tasks", "piqa", "--limit", "0"),
+        ("eval", "a", "--problems", "-3"),
+        ("serve", "a", "--port", "99999"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_out_of_its_range_is_refused(arguments: tuple[str, ...], small_doge: Callable[..., Run]) -> None:
+    result = small_doge(*arguments)
+    assert result.returncode == 2
+    assert f"Invalid value for '{arguments[-2]}'" in result.stderr
+
+
+def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(small_doge: Callable[..., Run]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert_one_line(small_doge("serve", "nowhere", "--port", str(port)), f"cannot listen on 127.0.0.1, port {port}")
+
+
+def test_the_version_is_printed(small_doge: Callable[..., Run]) -> None:
+    assert small_doge("--version").stdout == f"small-doge {__version__}\n"
+
+
+def test_the_figures_of_all_sizes_fit_80_columns_uncut(
+    small_doge: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_width", 80)
+    shown = small_doge("info").stdout
+    assert "1,417,880,704" in shown and "13,118,728" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_process_ends_so_too() -> None:

@@ -11,6 +11,7 @@ from small_doge.evaluation.results import (
     make_result,
     mean_with_interval,
     read_result,
+    short_names,
     shown,
     task_rows,
     to_markdown,
@@ -99,3 +100,9 @@ def test_what_is_no_result_is_refused(tmp_path, text):
         (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json"):
         read_result(tmp_path)
+
+
+def test_models_are_called_by_what_tells_them_apart():
+    assert short_names(["runs/a/checkpoints/sft", "runs/a/checkpoints/grpo"]) == ["sft", "grpo"]
+    assert short_names(["runs/a/sft", "runs/b/sft/"]) == ["a/sft", "b/sft"]
+    assert short_names(["/models/one", "SmallDoge/Doge-20M"]) == ["/models/one", "SmallDoge/Doge-20M"]

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.table import Table
+from rich.table import Column
 
-from small_doge.cli.console import console
+from small_doge.cli.console import console, plain_table
 
 app = typer.Typer(help="Sources by name, and data sets prepared from them.", no_args_is_help=True)
 
@@ -22,9 +22,10 @@ def data_list() -> None:
     """List every source that is known by name, and where it would be read from."""
     from small_doge.processor.prepare import list_sources
 
-    table = Table("name", "kind", "holds", "license", "read from")
+    table = plain_table(Column("name", no_wrap=True), "kind", "holds; license; read from")
     for row in list_sources():
-        table.add_row(row["name"], row["kind"], row["description"], row["license"], row["from"])
+        about = filter(None, (row["description"], row["license"], row["from"]))
+        table.add_row(row["name"], row["kind"], "; ".join(about))
     console.print(table)
 
 

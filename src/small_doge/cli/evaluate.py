@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 from typer.core import TyperGroup
 
-from small_doge.cli.console import console
+from small_doge.cli.console import console, plain_table
 
 DEFAULT_COMMAND = "checkpoint"
 
@@ -40,19 +40,21 @@ def evaluate(
     text: Annotated[
         list[str] | None, typer.Option(help="Held-out text (file, folder or builtin:python-docs) for bits per byte.")
     ] = None,
-    problems: Annotated[int, typer.Option(help="Number of held-out arithmetic problems to solve.")] = 0,
+    problems: Annotated[int, typer.Option(min=0, help="Number of held-out arithmetic problems to solve.")] = 0,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks of lm-eval, by commas: mmlu,arc_easy,...; `base`, `instruct` or `list`.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks' files; the hub if left out.")] = None,
     domains: Annotated[Path | None, typer.Option(help="Folder of held-out text, a file a domain.")] = None,
-    shots: Annotated[int | None, typer.Option(help="Worked examples in a prompt; each task's own if left out.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most items of a task, drawn by the seed.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples in a prompt; each task's own if left out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most items of a task, drawn by the seed.")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of items and the choice of shots.")] = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the chat template.")] = False,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens of one forward.")] = 16384,
-    max_length: Annotated[int, typer.Option(help="Tokens that the model sees at once, for text.")] = 1024,
-    megabytes: Annotated[float, typer.Option(help="Most text to read from each --text or domain.")] = 0.5,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Padded tokens of one forward.")] = 16384,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens that the model sees at once, for text.")] = 1024,
+    megabytes: Annotated[float, typer.Option(min=0.001, help="Most text to read from each --text or domain.")] = 0.5,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     output: Annotated[
@@ -128,7 +130,9 @@ def compare(
 def speed(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, or a size such as 20M with random weights.")],
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16 by torch; fp32, bf16, int8 or int4 by the CPU engine.")
+    ] = "float32",
     prompt: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 512,
     new_tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 64,
     batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
@@ -172,7 +176,7 @@ def measure_text(
 
 def show(columns: Any, rows: list[list[str]]) -> None:
     """Print a table."""
-    table = Table(*(Column(name, no_wrap=name in ("task", "metric")) for name in columns))
+    table = plain_table(*(Column(name, no_wrap=name in ("task", "metric")) for name in columns))
     for row in rows:
         table.add_row(*row)
     console.print(table)

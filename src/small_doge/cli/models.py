@@ -6,30 +6,37 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column
 
-from small_doge.cli.console import console
+from small_doge.cli.console import console, plain_table
+
+MODELS_ABREAST = 4
 
 
 def info(
     model: Annotated[
         str | None, typer.Argument(help="A size such as 20M, or a checkpoint folder; all sizes if left out.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Sequence length that FLOPs are counted for.")] = 2048,
+    length: Annotated[int, typer.Option(min=1, help="Sequence length that FLOPs are counted for.")] = 2048,
 ) -> None:
     """Print exact parameter counts, FLOPs a token, memory, and the time on the GPU at hand."""
     from small_doge.evaluation.summary import describe_model
     from small_doge.models.doge.configuration_doge import SIZES
 
     names = [model] if model else list(SIZES)
-    rows = [describe_model(name, length) for name in names]
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    models = [describe_model(name, length) for name in names]
+    # Side by side, as many as fit 80 columns.
+    for start in range(0, len(models), MODELS_ABREAST):
+        abreast = models[start : start + MODELS_ABREAST]
+        heads = (Column(found["model"], justify="right", overflow="fold") for found in abreast)
+        table = plain_table("", *heads)
+        table.padding = 0
+        for name in list(abreast[0])[1:]:
+            table.add_row(name, *(found[name] for found in abreast))
+        console.print(table)
     console.print(
         "Training memory: fp32 weights, gradients and two AdamW moments, without activations. "
-        "Time: the seeds' token budget at the device's bf16 peak, a floor that no run reaches.",
+        "Token budget: the released run's. Floor: that budget at the GPU's bf16 peak, which no run reaches.",
         highlight=False,
     )
 
@@ -37,8 +44,8 @@ def info(
 def upcycle(
     dense: Annotated[str, typer.Argument(help="Folder or hub id of a dense Doge.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the mixture to.")],
-    num_experts: Annotated[int, typer.Option(help="Number of experts, a perfect square.")] = 1024,
-    num_experts_per_tok: Annotated[int, typer.Option(help="Experts that a token is sent to.")] = 16,
+    num_experts: Annotated[int, typer.Option(min=1, help="Number of experts, a perfect square.")] = 1024,
+    num_experts_per_tok: Annotated[int, typer.Option(min=1, help="Experts that a token is sent to.")] = 16,
     balance: Annotated[float, typer.Option(help="Weight of the balance loss in training; 0 for none.")] = 0.001,
     seed: Annotated[int, typer.Option(help="Seed of the new weights.")] = 0,
 ) -> None:
@@ -69,7 +76,7 @@ def _warn_of_transformers(to: str, obstacle: str | None) -> None:
     # transformers has a Doge of its own, and computes something else from such a folder without a word.
     if obstacle is not None and to != "remote-code":
         console.print(
-            f"Import small_doge before you load it: transformers' own Doge would read it wrongly: {obstacle}",
+            f"Import small_doge before you load it, since transformers' own Doge would read it wrongly: {obstacle}",
             highlight=False,
         )
 
@@ -78,4 +85,5 @@ def _sizes(config: Any) -> str:
     from small_doge.models.doge.accounting_doge import count_parameters
 
     count = count_parameters(config)
-    return f"{count.total:,} parameters, {count.active:,} of them for each token"
+    used = f", {count.active:,} of them for each token" if count.active < count.total else ""
+    return f"{count.total:,} parameters{used}"

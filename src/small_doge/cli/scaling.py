@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from small_doge.cli.console import console
+from small_doge.cli.console import console, plain_table
 
 
 def scaling(
@@ -16,9 +15,9 @@ def scaling(
         str | None, typer.Option(help="Token budget, as 70M or 4B; the released run's if left out.")
     ] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="Your measured training rate, to turn the budget into hours.")
+        float | None, typer.Option(min=1, help="Your measured training rate, to turn the budget into hours.")
     ] = None,
-    length: Annotated[int, typer.Option(help="Tokens in a row.")] = 2048,
+    length: Annotated[int, typer.Option(min=1, help="Tokens in a row.")] = 2048,
 ) -> None:
     """Print learning rate and batch by published laws and by this project's recipes, and the hours on this GPU."""
     from small_doge.models.doge.accounting_doge import count_parameters, training_flops_per_token
@@ -35,7 +34,7 @@ def scaling(
     count = count_parameters(config)
     rate, batch = step_law(count.total - count.embedding, budget)
 
-    table = Table("what", "learning rate (peak)", "batch (tokens a step)", "steps", "source", title_justify="left")
+    table = plain_table("what", "peak learning rate", "tokens a step", "steps", "source")
     steps = f"{adamw.steps:,}"
     rows = f"{adamw.rows * length:,} ({adamw.rows} rows)"
     table.add_row("this project, AdamW", f"{adamw.learning_rate:.1e}", rows, steps, "released run and short track")
@@ -50,15 +49,18 @@ def scaling(
     device = default_device()
     name = device_name(device)
     peak = peak_flops(name) if device.type == "cuda" else None
-    floor = f"{flops / peak / 3600:.2f} h" if peak else "n/a"
-    hours = f"{budget / tokens_per_second / 3600:.2f} h" if tokens_per_second else "n/a (give --tokens-per-second)"
+    floor = f"{flops / peak / 3600:.2f} at its bf16 peak, which no run reaches" if peak else "n/a at its bf16 peak"
+    hours = (
+        f"{budget / tokens_per_second / 3600:.2f} at the rate given"
+        if tokens_per_second
+        else ("n/a without --tokens-per-second")
+    )
     lines = [
         f"Doge-{size}: {count.total:,} parameters, {count.total - count.embedding:,} without embeddings; "
         f"{budget / 1e9:.3g} B tokens, {budget / count.total:,.0f} a parameter",
         f"Chinchilla: compute-optimal at {optimal / 1e9:.3g} B tokens (20 a parameter); its fit foretells "
         f"{chinchilla_loss(count.total, budget):.2f} nats a token on its own data and tokenizer",
-        f"Training: {flops:.3g} FLOPs; on {name}: {hours} at the rate given, {floor} at the bf16 peak, "
-        "a floor that no run reaches",
+        f"Training: {flops:.3g} FLOPs; hours on {name}: {hours}, {floor}",
     ]
     for line in lines:
         console.print(line, highlight=False)

@@ -13,7 +13,7 @@ ModelList = Annotated[
     list[str], typer.Argument(help="Checkpoint folders or hub ids, as PATH or NAME=PATH. No others are ever served.")
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Port = Annotated[int, typer.Option(help="TCP port.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="TCP port.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16, int8 or int4; the engine's default if left out.")]
 KeyFile = Annotated[Path | None, typer.Option(help="File of API keys, one a line, plain or as sha256:HEX.")]

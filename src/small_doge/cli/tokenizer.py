@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from small_doge.cli.console import console
+from small_doge.cli.console import console, plain_table
 
 app = typer.Typer(help="Train a tokenizer, measure it beside others, or look at one.", no_args_is_help=True)
 
@@ -27,7 +26,7 @@ def tokenizer_train(
     chinese: Annotated[str | None, typer.Option(help="A source of Chinese text, for a bilingual tokenizer.")] = None,
     chinese_share: Annotated[float, typer.Option(help="Its share of the bytes.")] = 0.3,
     megabytes: Annotated[float | None, typer.Option(help="Text to learn from; default all the ratios allow.")] = None,
-    test_share: Annotated[float, typer.Option(help="Share of the documents not learnt from.")] = 0.01,
+    test_share: Annotated[float, typer.Option(help="Share of the documents not learnt from; 0 for none.")] = 0.01,
 ) -> None:
     """Train a byte-level BPE tokenizer with the family's special tokens and chat template.
 
@@ -132,7 +131,7 @@ def _short(name: str) -> str:
 
 def _print_rates(rows: Sequence[Mapping[str, Any]]) -> None:
     names = list(dict.fromkeys(row["tokenizer"] for row in rows))
-    table = Table("bytes a token on", "documents", "bytes", *names)
+    table = plain_table("bytes a token on", "documents", "bytes", *names)
     for domain in dict.fromkeys(row["domain"] for row in rows):
         found = {row["tokenizer"]: row for row in rows if row["domain"] == domain}
         first = next(iter(found.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -200,11 +201,19 @@ def difference(first: Result, other: Result, task: str, metric: str) -> tuple[fl
     return b - a, b - a - half, b - a + half, False
 
 
+def short_names(models: Sequence[str]) -> list[str]:
+    """Each model's path without the folders that all of them begin with."""
+    parts = [model.rstrip("/").split("/") for model in models]
+    folders = zip(*(p[:-1] for p in parts), strict=False)
+    shared = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(p[shared:]) for p in parts]
+
+
 def comparison_rows(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of a table: the primary metric of each task for each model, and what each differs by from the
     first, with its interval.
     """
-    names = [str(result["model"]) for result in results]
+    names = short_names([str(result["model"]) for result in results])
     columns = ["task", "metric", *names, *(f"{name} less {names[0]}, 95 % interval" for name in names[1:])]
     tables = [{(row["task"], row["metric"]): row for row in result["rows"] if row["primary"]} for result in results]
     rows = []

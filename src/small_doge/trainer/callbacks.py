@@ -151,7 +151,8 @@ class ProgressReport(TrainerCallback):
         if self._progress is not None:
             self._progress.update(self._task, note=note)
         else:
-            self.console.print(f"{self.stage}: step {state.global_step} of {state.max_steps}: {note}", highlight=False)
+            line = f"{self.stage}: step {state.global_step} of {state.max_steps}: {note}"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
