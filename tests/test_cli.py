@@ -187,6 +187,15 @@ def test_a_port_that_is_taken_is_named_before_a_model_is_loaded(small_doge: Call
         assert_one_line(small_doge("serve", "nowhere", "--port", str(port)), f"cannot listen on 127.0.0.1, port {port}")
 
 
+def test_a_stage_lists_its_options_and_the_verb_its_stages(small_doge: Callable[..., Run]) -> None:
+    assert "pt, sft, dpo, distill or grpo" in small_doge("train", "--help").stdout
+    shown = small_doge("train", "dpo", "--help")
+    assert shown.returncode == 0
+    assert "--model_name_or_path  [default: None]\n      Checkpoint folder or hub id to start from." in shown.stdout
+    assert "--use_peft" in shown.stdout
+    assert "and those of trl's DPOConfig" in shown.stdout and "learning_rate," in shown.stdout
+
+
 def test_the_version_is_printed(small_doge: Callable[..., Run]) -> None:
     assert small_doge("--version").stdout == f"small-doge {__version__}\n"
 

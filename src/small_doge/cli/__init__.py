@@ -40,7 +40,9 @@ def small_doge(
 app.command()(quickstart.quickstart)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(data.app, name="data")
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(train.train)
+# A stage's --help is the stage's to answer.
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=PASSED_ON, add_help_option=False)(train.train)
 app.add_typer(evaluate.app, name="eval")
 app.command()(chat.chat)
 app.command()(serve.serve)

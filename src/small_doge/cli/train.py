@@ -13,9 +13,15 @@ def train(
     context: typer.Context,
     stage: Annotated[str, typer.Argument(help="pt, sft, dpo, distill or grpo.")],
 ) -> None:
-    """Run one stage: --config RECIPE.yaml, then any option of the recipe as --name value."""
+    """Run one stage: --config RECIPE.yaml, then any option of the recipe as --name value.
+
+    `small-doge train pt --help` lists the options of a stage.
+    """
     from importlib import import_module
 
+    if stage == "--help":
+        typer.echo(context.get_help())
+        return
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
     import_module(f"small_doge.trainer.doge.{stage}").main(context.args)

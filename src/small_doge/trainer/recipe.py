@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import sys
+import textwrap
 import types
 import typing
 import warnings
@@ -38,7 +39,11 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     Raises:
         ValueError: an unknown field (the nearest valid name is given), a value of the wrong type, a file that is not
             YAML.
+        SystemExit: --help is among them, and what may be set was printed.
     """
+    if "--help" in argv:
+        print(describe_options(kind))
+        raise SystemExit(0)
     path, overrides = _split(argv)
     values = _read_yaml(path) if path is not None else {}
     origin = dict.fromkeys(values, str(path))
@@ -77,6 +82,24 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
         # TRL sets options by names that transformers has since renamed.
         warnings.simplefilter("ignore", FutureWarning)
         return kind(**arguments)
+
+
+def describe_options(kind: type) -> str:
+    """What a recipe of a stage may set: this project's options with their help, and the names of the library's."""
+    own = [base for base in kind.__mro__ if base.__module__.startswith("small_doge")]
+    library = next(base for base in kind.__mro__ if base not in own)
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    ours = [name for base in reversed(own) for name in vars(base).get("__annotations__", {}) if name in fields]
+    lines = ["--config RECIPE.yaml, and any of these as --name value, in the recipe as `name: value`:"]
+    for name in dict.fromkeys(ours):
+        field = fields.pop(name)
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        lines.append(f"  --{name}  [default: {default}]")
+        lines += textwrap.wrap(field.metadata.get("help", ""), 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    lines.append(f"and those of {library.__module__.partition('.')[0]}'s {library.__name__}:")
+    lines += textwrap.wrap(", ".join(sorted(fields)), 100, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def _split(argv: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
