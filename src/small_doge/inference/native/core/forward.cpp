@@ -31,11 +31,24 @@ constexpr int kOwnTokens = 16;
 
 }  // namespace
 
-Session::Part Session::part(int thread, int tokens) const {
+Session::Part Session::part(int thread, const Block& block) const {
+    const int threads = model_->team.size(), tokens = static_cast<int>(block.tokens.size());
+    if (tokens < kOwnTokens * threads) return {0, tokens, thread, threads};
+    const int first = first_of(thread, block);
+    return {first, first_of(thread + 1, block) - first, 0, 1};
+}
+
+// Where a thread's tokens begin, so that all have as much to do: those behind see more keys.
+int Session::first_of(int thread, const Block& block) const {
     const int threads = model_->team.size();
-    if (threads > 1 && tokens < kOwnTokens * threads) return {0, tokens, thread, threads};
-    const int first = tokens * thread / threads;
-    return {first, tokens * (thread + 1) / threads - first, 0, 1};
+    const auto work = [&](const Span& s, int t) { return products_in_keys_ + std::min<int64_t>(s.start, slots_) + t; };
+    int64_t all = 0, before = 0;
+    for (const Span& s : block.spans)
+        for (int t = 0; t < s.count; ++t) all += work(s, t);
+    for (const Span& s : block.spans)
+        for (int t = 0; t < s.count; before += work(s, t++))
+            if (before * threads >= all * thread) return s.first + t;
+    return static_cast<int>(block.tokens.size());
 }
 
 // Waits for what the others compute of the part's tokens.
@@ -71,7 +84,7 @@ void Session::feed(int thread, const Block& block) {
     const Config& c = model_->config;
     const int threads = model_->team.size(), half = c.head_dim / 2;
     int tokens = static_cast<int>(block.tokens.size());
-    Part p = part(thread, tokens);
+    Part p = part(thread, block);
     Scratch& own = *scratch_[thread];
 
     for (const Span& s : block.spans) {
@@ -114,7 +127,8 @@ void Session::feed(int thread, const Block& block) {
 
         attention(thread, p, l, i, block, stored);
         meet(p);
-        if (only_wanted(i, block)) p = part(thread, tokens = keep_wanted(thread, block));
+        const int wanted = only_wanted(i, block) ? keep_wanted(thread, block) : tokens;
+        if (wanted < tokens) p = {0, tokens = wanted, thread, threads};
 
         in = prepare(p, attended_, own.attention, attention_.data(), ld_attention_, l.o.type, nullptr,
                      c.heads * c.head_dim);

@@ -135,8 +135,9 @@ void pack_row(Type type, const float* row, int cols, int r, uint8_t* panel) {
         float* out = reinterpret_cast<float*>(panel) + r;
         for (int k = 0; k < cols; ++k) out[k * kPanel] = row[k];
     } else {
-        uint16_t* out = reinterpret_cast<uint16_t*>(panel) + 2 * r;
-        for (int k = 0; k < cols; ++k) out[k / 2 * 2 * kPanel + k % 2] = nearest_bf16(row[k]);
+        uint32_t* out = reinterpret_cast<uint32_t*>(panel) + r;
+        for (int k = 0; k < cols; k += 2)
+            out[k / 2 * kPanel] = nearest_bf16(row[k]) | static_cast<uint32_t>(nearest_bf16(row[k + 1])) << 16;
     }
 }
 

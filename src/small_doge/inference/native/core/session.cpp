@@ -34,6 +34,8 @@ Session::Session(std::shared_ptr<Model> model, int batch, int slots, int drafts,
     slot_bytes_ = table_bytes(cache_type_, 1, dim_);
     const size_t heads = static_cast<size_t>(c.layers) * c.kv_heads;
     slot_bytes_total_ = heads * (2 * slot_bytes_ + 12);
+    const int queries = c.heads * c.head_dim;
+    products_in_keys_ = c.hidden * (2 * queries + 2 * c.kv_heads * c.head_dim + 3 * c.intermediate) / (2 * queries);
 
     // Pages are committed as slots fill, so a short generation never pays for the whole window.
     const size_t capacity = round_up(slots_ + block_tokens_, kPanel), n = heads * batch;

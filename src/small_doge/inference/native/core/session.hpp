@@ -111,7 +111,8 @@ class Session {
     };
 
     void feed(int thread, const Block& block);
-    Part part(int thread, int tokens) const;
+    Part part(int thread, const Block& block) const;
+    int first_of(int thread, const Block& block) const;
     void meet(const Part& part) const;
     void attention(int thread, const Part& part, const Layer& layer, int index, const Block& block, bool stored);
     bool last_has_keys(const Layer& layer) const;
@@ -141,8 +142,9 @@ class Session {
     std::shared_ptr<Model> model_;
     const Kernels& k_;
     const int slots_, drafts_, block_tokens_;
-    Type cache_type_;  // of keys and values: float for fp32 weights, bf16 otherwise
-    int dim_;          // head_dim padded to the vector width
+    Type cache_type_;       // of keys and values: float for fp32 weights, bf16 otherwise
+    int dim_;               // head_dim padded to the vector width
+    int products_in_keys_;  // how many keys a token attends to for the work of its products in a layer
     size_t slot_bytes_ = 0, slot_bytes_total_ = 0;
 
     int64_t steps_ = 0, guesses_ = 0;
