@@ -31,6 +31,9 @@ if ($HARNESS -eq "lm-eval") {
     small-doge eval $MODEL --tasks $TASKS --output $OUTPUT_DIR @options
 }
 elseif ($HARNESS -eq "lighteval") {
+    if (-not (Get-Command lighteval -ErrorAction SilentlyContinue)) {
+        throw "lighteval is not installed: see evaluation/README.md."
+    }
     $list = Join-Path $PSScriptRoot "$TASKS/doge_$TASKS.txt"
     if (-not (Test-Path $list)) { throw "there is no ${list}: set TASKS to base or instruct." }
     if ($LIMIT) { $options += "--max-samples", $LIMIT }

@@ -28,6 +28,7 @@ lm-eval)
   ;;
 lighteval)
   list="$here/$TASKS/doge_$TASKS.txt"
+  command -v lighteval >/dev/null || { echo "error: lighteval is not installed: see evaluation/README.md." >&2; exit 2; }
   [ -f "$list" ] || { echo "error: there is no $list: set TASKS to base or instruct." >&2; exit 2; }
   lighteval accelerate "model_name=$MODEL" "$list" --output-dir "$OUTPUT_DIR" ${LIMIT:+--max-samples "$LIMIT"}
   ;;

@@ -96,7 +96,7 @@ def shown(row: Result) -> list[str]:
     def number(x: float | None) -> str:
         if x is None:
             return "-"
-        return f"{100 * x:.2f}" if share else f"{x:.4g}"
+        return f"{100 * x:.2f}" if share else f"{x:,.3f}"
 
     of = f" of {row['official_n']:,}" if row["official_n"] and row["n"] <= row["official_n"] else ""
     return [
@@ -105,7 +105,7 @@ def shown(row: Result) -> list[str]:
         row["metric"],
         number(row["value"]),
         number(row["stderr"]),
-        f"{number(row['ci95'][0])} to {number(row['ci95'][1])}",
+        "-" if None in row["ci95"] else " to ".join(map(number, row["ci95"])),
         row["reference"] if "reference" in row else number(row["chance"]),
         f"{row['n']:,}{of}",
     ]
