@@ -78,17 +78,17 @@ def transformers_prefill(model: DogeForCausalLM, threads: int) -> float:
 
 def native_decode(core: NativeModel, batch: int, new_tokens: int) -> float:
     """tokens/s from the prompt on, as transformers' generate is timed: prefill included."""
-    session = core.new_session(batch)
+    session, ids = core.new_session(batch), prompts(batch, PROMPT)
     start = timer()
-    session.prefill(prompts(batch, PROMPT))
+    session.prefill(ids)
     session.decode(new_tokens)
     return batch * new_tokens / (timer() - start)
 
 
 def native_prefill(core: NativeModel) -> float:
-    session = core.new_session()
+    session, ids = core.new_session(), prompts(1, PREFILL)
     start = timer()
-    session.prefill(prompts(1, PREFILL))
+    session.prefill(ids)
     return PREFILL / (timer() - start)
 
 
