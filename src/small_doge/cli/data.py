@@ -43,7 +43,9 @@ def data_show(
         text = ", ".join(f"{k} ({v})" for k, v in value.items()) if isinstance(value, dict) else value
         console.print(f"{key}: {text}", markup=False, highlight=False)
     for row in first:
-        console.print(_short(json.dumps(row, ensure_ascii=False, default=str)), markup=False, highlight=False)
+        console.print(
+            _short(json.dumps(row, ensure_ascii=False, default=str)), markup=False, highlight=False, soft_wrap=True
+        )
 
 
 @app.command("prepare")
@@ -92,7 +94,7 @@ def data_inspect(
             highlight=False,
         )
         for row in part["first_rows"]:
-            console.print(_short(json.dumps(row, ensure_ascii=False)), markup=False, highlight=False)
+            console.print(_short(json.dumps(row, ensure_ascii=False)), markup=False, highlight=False, soft_wrap=True)
     if (folder / REPORT_FILE).exists():
         console.print(Report.load(folder).summary(), markup=False, highlight=False)
 

@@ -25,8 +25,12 @@ def tokenizer_train(
     ] = None,
     chinese: Annotated[str | None, typer.Option(help="A source of Chinese text, for a bilingual tokenizer.")] = None,
     chinese_share: Annotated[float, typer.Option(help="Its share of the bytes.")] = 0.3,
-    megabytes: Annotated[float | None, typer.Option(help="Text to learn from; default all the ratios allow.")] = None,
-    test_share: Annotated[float, typer.Option(help="Share of the documents not learnt from; 0 for none.")] = 0.01,
+    megabytes: Annotated[
+        float | None, typer.Option(min=0.001, help="Text to learn from; default all the ratios allow.")
+    ] = None,
+    test_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the documents not learnt from; 0 for none.")
+    ] = 0.01,
 ) -> None:
     """Train a byte-level BPE tokenizer with the family's special tokens and chat template.
 
@@ -67,9 +71,12 @@ def tokenizer_eval(
     tokenizers: Annotated[list[str], typer.Argument(help="Folders, tokenizer.json files or hub ids, side by side.")],
     on: Annotated[list[str] | None, typer.Option(help="A domain of text, as NAME=SOURCE; repeat for more.")] = None,
     test_share: Annotated[
-        float | None, typer.Option(help="Read only the documents that this share holds out; default all.")
+        float | None,
+        typer.Option(min=0.001, max=0.9, help="Read only the documents that this share holds out; default all."),
     ] = None,
-    megabytes: Annotated[float, typer.Option(help="Most text to read of a domain.")] = LARGEST_EVALUATION_BYTES / 1e6,
+    megabytes: Annotated[
+        float, typer.Option(min=0.001, help="Most text to read of a domain.")
+    ] = LARGEST_EVALUATION_BYTES / 1e6,
 ) -> None:
     """Print bytes a token of tokenizers by domain: more is better."""
     from small_doge.processor.tokenizer_tools import evaluate_tokenizers

@@ -108,7 +108,7 @@ def evaluate_tokenizers(
             if size >= max_bytes:
                 break
         if not texts:
-            raise ValueError(f"{source} has no document to evaluate on: give another source or test_share=None.")
+            raise ValueError(f"{source} has no document to evaluate on: give another source, or a larger test_share.")
         for name, encoder in encoders.items():
             tokens = sum(map(len, encoder.encode_batch(texts)))
             rows.append(
