@@ -2,7 +2,8 @@
 
     python benchmarks/train_step.py [--sizes 20M 60M] [--batches 64 32] [--baseline FILE] [--mixture] [--profile]
 
-1. check: the fused head against the definition in fp64; a failure ends the run.
+1. check: the fused head against the definition in fp64, and of each size two compiled layers' gradients against the
+   same ones uncompiled; a failure ends the run.
 2. time: our compiled step, a CUDA graph as in pretraining, and with --baseline the variants of that script
    (transformers' Doge, and a compiled prototype, both in pure bf16), interleaved by round, medians of the rounds.
 3. --profile: where the time of one step goes, kernel by kernel.
@@ -55,6 +56,25 @@ def check_head() -> dict[str, float]:
     return {
         name: float((f.detach() - e.detach()).norm() / e.detach().norm())
         for name, f, e in zip(("loss", "hidden", "weight"), found, expected, strict=True)
+    }
+
+
+def check_step(size: str) -> dict[str, float]:
+    """Relative differences of loss and gradients of two compiled layers from the same ones uncompiled."""
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = DogeForCausalLM(DogeConfig.from_size(size, num_hidden_layers=2)).cuda().train()
+        if compiled:
+            compile_layers(model)
+        ids = torch.randint(0, 32768, (2, LENGTH), device="cuda")
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False, loss_only=True).loss
+        loss.backward()
+        layers = [parameter.grad.flatten() for parameter in model.model.layers.parameters()]
+        found.append([loss.detach(), torch.cat(layers), model.lm_head.weight.grad])
+    return {
+        name: float((c - p).norm() / p.norm()) for name, p, c in zip(("loss", "layers", "head"), *found, strict=True)
     }
 
 
@@ -197,6 +217,10 @@ def main() -> None:
     if not all(error < 1e-2 for error in errors.values()):
         raise SystemExit("the fused head differs from its definition: nothing is timed")
     for size, batch in zip(args.sizes, args.batches, strict=True):
+        errors = check_step(size)
+        print(f"{size} compiled, relative differences:", {name: f"{e:.1e}" for name, e in errors.items()}, flush=True)
+        if not all(error < 2e-2 for error in errors.values()):
+            raise SystemExit("the compiled layers differ from the uncompiled ones: nothing is timed")
         time_size(size, batch, args, table)
         gc.collect()
         torch.cuda.empty_cache()

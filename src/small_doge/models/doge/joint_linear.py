@@ -43,7 +43,7 @@ def summed_linear(x: Tensor, linear: nn.Linear, table: nn.Embedding) -> Tensor:
     if not _reshapable(x, linear, table):
         first, second = x.split([linear.in_features, table.num_embeddings], -1)
         return linear(first) + second @ table.weight
-    return tuned_linear(x, torch.cat([linear.weight, table.weight.T], 1))
+    return x @ torch.cat([linear.weight.T, table.weight])
 
 
 def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:

@@ -25,6 +25,9 @@ from small_doge.ops.support import shared_memory
 CHUNK_BYTES = 1 << 30
 """Of the likelihoods of one chunk of tokens."""
 
+ROW_BLOCK = 512
+"""Numbers of a token that a program of two warps has in hand, where nothing is multiplied but rows."""
+
 LOG2E = 1.4426950408889634
 LARGEST = 60.0
 """Nats by which a token may be likelier than the label; e^60 and its sums are far inside bf16's range."""
@@ -80,10 +83,10 @@ def _forward(
         mass = relative_likelihoods(chunk, head, label, e, write=differentiable)
         total += torch.where(valid, mass.log(), 0).sum()
         if differentiable:
-            share = torch.where(valid, 1 / mass, 0)[:, None]
+            share = torch.where(valid, 1 / mass, 0)
             e.scatter_(1, label[:, None], (1 - mass)[:, None].to(e.dtype))
-            grad_hidden[start : start + rows] = share * (e @ head)
-            add_product(grad_weight, e.T, (share * chunk).to(dtype))
+            scale_rows(e @ head, share, grad_hidden[start : start + rows])
+            add_product(grad_weight, e.T, scale_rows(chunk, share, torch.empty_like(chunk)))
     return total, grad_hidden, grad_weight.to(weight.dtype)
 
 
@@ -92,11 +95,12 @@ def relative_likelihoods(chunk_Nd: Tensor, head_Vd: Tensor, label_N: Tensor, out
     tokens, width = chunk_Nd.shape
     vocab = head_Vd.shape[0]
     tiles = choose_tiles(chunk_Nd.device)
-    label_logit = (chunk_Nd.float() * head_Vd[label_N]).sum(-1)
+    label_logit = torch.empty(tokens, dtype=torch.float32, device=chunk_Nd.device)
     blocks = triton.cdiv(vocab, tiles.vocab)
     partial = torch.empty(blocks, tokens, dtype=torch.float32, device=chunk_Nd.device)
     programs = min(_processors(chunk_Nd.device), triton.cdiv(tokens, tiles.tokens) * blocks)
     with torch.cuda.device_of(chunk_Nd):
+        _label_logit_kernel[(tokens,)](chunk_Nd, head_Vd, label_N, label_logit, width, BLOCK=ROW_BLOCK, num_warps=2)
         _likelihood_kernel[(programs,)](
             _described(chunk_Nd, tiles.tokens, tiles.width),
             _described(head_Vd, tiles.vocab, tiles.width),
@@ -112,6 +116,16 @@ def relative_likelihoods(chunk_Nd: Tensor, head_Vd: Tensor, label_N: Tensor, out
             num_stages=tiles.stages,
         )
     return partial.sum(0)
+
+
+def scale_rows(x_Nd: Tensor, scale_N: Tensor, out_Nd: Tensor) -> Tensor:
+    """out = scale * x, rounded once; `x_Nd` and `out_Nd` are contiguous."""
+    tokens, width = x_Nd.shape
+    with torch.cuda.device_of(x_Nd):
+        _scale_kernel[(tokens, triton.cdiv(width, ROW_BLOCK))](
+            x_Nd, scale_N, out_Nd, width, BLOCK=ROW_BLOCK, num_warps=2
+        )  # fmt: skip
+    return out_Nd
 
 
 def choose_tiles(device: torch.device) -> Tiles:
@@ -201,3 +215,24 @@ def _finish(
     if WRITE:
         e_desc.store([row, column], e.to(e_desc.dtype))
     return tl.sum(e, 1)
+
+
+@triton.jit
+def _label_logit_kernel(x_ptr, w_ptr, label_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    label = tl.load(label_ptr + token)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + token * width + at, mask=at < width, other=0.0).to(tl.float32)
+        total += x * tl.load(w_ptr + label * width + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out_ptr + token, tl.sum(total, 0))
+
+
+@triton.jit
+def _scale_kernel(x_ptr, scale_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + token * width + at, mask=at < width, other=0.0).to(tl.float32)
+    scaled = x * tl.load(scale_ptr + token)
+    tl.store(out_ptr + token * width + at, scaled.to(out_ptr.dtype.element_ty), mask=at < width)
