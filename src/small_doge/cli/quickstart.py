@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -23,10 +22,15 @@ def quickstart(
     chat_after: Annotated[bool, typer.Option("--chat/--no-chat", help="Open a chat at the end, in a terminal.")] = True,
 ) -> None:
     """Walk the whole road: text, tokenizer, pretraining, SFT, DPO, distillation, GRPO, report, chat."""
+    import datasets
+
     from small_doge.quickstart.report import make_report
     from small_doge.quickstart.road import STAGE_NAMES, Road
+    from small_doge.trainer.recipe import quiet_renaming
 
-    quiet_libraries()
+    # The terminal is left to the road's own progress.
+    datasets.disable_progress_bars()
+    quiet_renaming()
     road = Road(out, data)
     state = road.run()
     answers = road.sample_answers()
@@ -38,13 +42,3 @@ def quickstart(
     for sample in answers:
         console.print(f"\n[bold]{sample['question']}[/bold]")
         console.print(sample["answer"], markup=False, highlight=False)
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to our own progress: no bar for each file, nothing on what TRL calls by its old name."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -24,4 +24,7 @@ def train(
         return
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}: choose one of {', '.join(STAGES)}.")
+    from small_doge.trainer.recipe import quiet_renaming
+
+    quiet_renaming()
     import_module(f"small_doge.trainer.doge.{stage}").main(context.args)

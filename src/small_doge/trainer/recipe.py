@@ -78,10 +78,7 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
         raise ValueError("no recipe: give --config RECIPE.yaml, such as one of recipes/doge.")
     if not arguments.get("output_dir"):
         raise ValueError("no output_dir: name the folder to write to, in the recipe or with --output_dir.")
-    with warnings.catch_warnings():
-        # TRL sets options by names that transformers has since renamed.
-        warnings.simplefilter("ignore", FutureWarning)
-        return kind(**arguments)
+    return kind(**arguments)
 
 
 def describe_options(kind: type) -> str:
@@ -190,8 +187,14 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
 
 
+def quiet_renaming() -> None:
+    """Say nothing of names that TRL uses and transformers has since changed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def run_stage(stage: Any, argv: Sequence[str] | None = None) -> None:
     """Run a stage's `main` as a script: a user's mistake is one line on stderr and exit code 1, not a traceback."""
+    quiet_renaming()
     try:
         stage(list(sys.argv[1:] if argv is None else argv))
     except (ValueError, OSError) as error:
