@@ -46,7 +46,9 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
         )
     gibibytes = memory_of_smallest_card(args)
     if gibibytes is None:
-        logger.warning("auto_micro_batch: a CPU has no card to fit: the recipe's micro-batch stays unless you set memory_gib.")
+        logger.warning(
+            "auto_micro_batch: a CPU has no card to fit: the recipe's micro-batch stays unless you set memory_gib."
+        )
         return
     autocast = args.bf16 or args.fp16
     fits = largest_micro_batch(config, gibibytes, length, args.optimizer, args.gradient_checkpointing, autocast)
