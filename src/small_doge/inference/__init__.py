@@ -49,7 +49,6 @@ def load(
         raise ValueError(f"dtype is {dtype!r}: choose one of {', '.join(DTYPES)}.")
     if not on_cpu and dtype not in TORCH_DTYPES:
         raise ValueError(f"dtype {dtype} runs on a CPU only: choose {' or '.join(TORCH_DTYPES)} for {device}.")
-    check_device(device)
     place = locate(path)
     folder = folder_of(place)
     why_not = native_refusal(folder) if on_cpu else ""
@@ -63,6 +62,7 @@ def load(
         return engine
     if drafts or draft_model:
         raise ValueError(f"drafts need the native core ({why_not or 'it runs on a CPU'}): leave them out.")
+    check_device(device)
     return with_tokenizer(load_in_torch(folder, device, dtype, why_not), folder)
 
 
