@@ -40,7 +40,8 @@ def heads():
     def rotate(*given):
         return sum(x.sum() for x in triton_normed_rotary_heads(*given, 4, 1e-6))
 
-    return rotate, [learning(2, 16, 128), learning(16), learning(16), torch.empty(1, 16, 16), torch.empty(1, 16, 16)]
+    weights = [learning(16), learning(16), learning(2, 32)]
+    return rotate, [learning(2, 16, 128), *weights, torch.empty(1, 16, 16), torch.empty(1, 16, 16)]
 
 
 def normed():
@@ -73,7 +74,7 @@ def count():
 
 WRITTEN = {
     gated_unit: [{"out_ptr"}, {"out_ptr"}],
-    heads: [{"query_ptr", "key_ptr", "value_ptr"}, {"djoint_ptr", "dweight_ptr"}],
+    heads: [{"query_ptr", "key_ptr", "value_ptr", "dot_ptr"}, {"djoint_ptr", "dweight_ptr"}],
     normed: [{"dx_ptr", "part_ptr"}],
     mixture: [{"out_ptr"}, {"djoint_ptr", "dscores_ptr"}],
     search: [{"out_ptr"}],  # The search itself stays an operator that nothing looks into.

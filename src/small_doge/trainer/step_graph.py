@@ -43,8 +43,8 @@ class StepGraph:
 
     It is captured at the beginning of an optimizer's step, when no parameter has a gradient, and anew when shapes
     change or which parameters learn. It must wait for nothing on the GPU, and what it does on the host is not done
-    again. While there is a graph, each gradient stays at one place, is added to by every micro-batch, and starts from
-    zero where it has been set to None.
+    again. A replay writes each gradient to the same place anew: that of a step's first micro-batch is used where it
+    lies, and only where others follow are they summed elsewhere.
 
     Args:
         step: Forward and backward of a micro-batch; returns the loss.
@@ -73,22 +73,29 @@ class StepGraph:
         graph, places, loss, gradients = self._captured
         for name, x in inputs.items():
             places[name].copy_(x)
-        fresh = [(parameter, grad) for parameter, grad in gradients if parameter.grad is None]
-        if fresh:
-            torch._foreach_zero_([grad for _, grad in fresh])
-        for parameter, grad in fresh:
-            parameter.grad = grad
+        for parameter, grad in gradients:
+            if parameter.grad is grad:
+                parameter.grad = grad.clone()
         graph.replay()
+        summed = [(parameter.grad, grad) for parameter, grad in gradients if parameter.grad is not None]
+        if summed:
+            totals, parts = zip(*summed, strict=True)
+            torch._foreach_add_(totals, parts)
+        for parameter, grad in gradients:
+            if parameter.grad is None:
+                parameter.grad = grad
         return loss.clone()
 
     def _capture(self, inputs: Inputs) -> Captured:
         places = {name: x.clone() for name, x in inputs.items()}
-        # Once beside the current stream, as a capture asks for; it also makes the gradients that the graph adds to.
+        # Once beside the current stream, as a capture asks for.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self._step(places)
         torch.cuda.current_stream().wait_stream(stream)
+        # Without gradients to add to, autograd leaves what is captured where it was made.
+        self._forget_gradients()
         graph = torch.cuda.CUDAGraph()
         # What dies in a capture may free memory of the GPU, which would end it.
         gc.collect()
@@ -105,9 +112,12 @@ class StepGraph:
         finally:
             gc.enable()
         gradients = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
-        for parameter, _ in gradients:
-            parameter.grad = None
+        self._forget_gradients()
         return Captured(graph, places, loss, gradients)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def capturable(config: Any, length: int) -> bool:

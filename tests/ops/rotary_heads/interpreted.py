@@ -13,19 +13,19 @@ import torch
 
 from small_doge.ops.rotary_heads import naive_normed_rotary_heads, normed_rotary_heads
 
-NAMES = ("query", "key", "value", "joint", "query weight", "key weight")
+NAMES = ("query", "key", "value", "dots", "joint", "query weight", "key weight", "dot weight")
 SHAPES = {
-    "whole tiles": (1, 64, 4, 2, 32, 1),
-    "a ragged length": (2, 37, 2, 1, 32, 1),
-    "positions of each row": (2, 21, 2, 2, 16, 2),
-    "a head that is no power of two": (1, 33, 3, 1, 24, 1),
+    "whole tiles": (1, 64, 4, 2, 32, 1, 2),
+    "a ragged length": (2, 37, 2, 1, 32, 1, 1),
+    "positions of each row": (2, 21, 2, 2, 16, 2, 2),
+    "a head that is no power of two, a dot product of each query head": (1, 33, 3, 1, 24, 1, 3),
 }
 
 
-def errors(batch: int, length: int, heads: int, groups: int, size: int, tables: int) -> dict[str, float]:
+def errors(batch: int, length: int, heads: int, groups: int, size: int, tables: int, dots: int) -> dict[str, float]:
     torch.manual_seed(0)
     joint = torch.randn(batch, length, (heads + 2 * groups) * size)
-    weights = [1 + 0.3 * torch.randn(size) for _ in range(2)]
+    weights = [1 + 0.3 * torch.randn(size) for _ in range(2)] + [torch.randn(dots, groups * size)]
     angle = torch.randn(tables, length, size // 2).repeat(1, 1, 2)
     inputs = [x.requires_grad_() for x in (joint, *weights)]
     exact = [x.detach().double().requires_grad_() for x in inputs]

@@ -24,17 +24,17 @@ def test_heads_come_in_the_order_of_the_product():
     size, heads, groups = 4, 2, 1
     joint = torch.arange(1.0, 1 + (heads + 2 * groups) * size)[None, None]
     straight = torch.ones(1, 1, size), torch.zeros(1, 1, size)
-    query, key, value = naive_normed_rotary_heads(
-        joint, torch.ones(size), 2 * torch.ones(size), *straight, heads=heads, eps=0.0
-    )
+    weights = torch.ones(size), 2 * torch.ones(size), torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.0, 3.0, 0.0, 0.0]])
+    query, key, value, dots = naive_normed_rotary_heads(joint, *weights, *straight, heads=heads, eps=0.0)
     expected = joint.unflatten(-1, (-1, size))
     torch.testing.assert_close(query, expected[:, :, :2] / expected[:, :, :2].square().mean(-1, True).sqrt())
     torch.testing.assert_close(key, 2 * expected[:, :, 2:3] / expected[:, :, 2:3].square().mean(-1, True).sqrt())
     torch.testing.assert_close(value, expected[:, :, 3:])
+    torch.testing.assert_close(dots, torch.tensor([[[13.0 - 16.0, 3.0 * 14.0]]]))
 
 
 @needs_triton
 def test_the_kernels_equal_the_definition_in_the_interpreter():
     (errors,) = interpreted(Path(__file__).with_name("interpreted.py"))
     # Not (x < y): NaN must fail.
-    assert len(errors) == 24 and not {name: error for name, error in errors.items() if not error < 1e-6}
+    assert len(errors) == 32 and not {name: error for name, error in errors.items() if not error < 1e-6}

@@ -16,7 +16,7 @@ from small_doge.ops.products import tuned_linear
 
 def plain_linear(x: Tensor, linear: nn.Module) -> Tensor:
     """What one map gives for `x` [..., d]."""
-    return tuned_linear(x, linear.weight) if _reshapable(x, linear) else linear(x)  # type: ignore[arg-type]
+    return tuned_linear(x, linear.weight) if reshapable(x, linear) else linear(x)  # type: ignore[arg-type]
 
 
 def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
@@ -33,14 +33,14 @@ def joint_linear(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
 
 def joint_product(x: Tensor, *maps: nn.Module) -> Tensor | None:
     """`joint_linear`'s one product, side by side in the last dimension; None where the maps are left alone."""
-    if not _reshapable(x, *maps):
+    if not reshapable(x, *maps):
         return None
     return tuned_linear(x, torch.cat([m.weight for m in maps]))  # type: ignore[misc]
 
 
 def summed_linear(x: Tensor, linear: nn.Linear, table: nn.Embedding) -> Tensor:
     """linear(first) + second @ table for `x` = [first, second] side by side, where it can be by one product."""
-    if not _reshapable(x, linear, table):
+    if not reshapable(x, linear, table):
         first, second = x.split([linear.in_features, table.num_embeddings], -1)
         return linear(first) + second @ table.weight
     return x @ torch.cat([linear.weight.T, table.weight])
@@ -52,7 +52,7 @@ def narrow_linear(x: Tensor, narrow: nn.Module) -> Tensor:
     These fuse with what stands around them; a matrix product so narrow costs more than it computes. Only the gradient
     of the weight, a sum over all tokens, is a product of matrices.
     """
-    if not _reshapable(x, narrow):
+    if not reshapable(x, narrow):
         return narrow(x)
     return _NarrowProduct.apply(x, narrow.weight)
 
@@ -79,7 +79,8 @@ def compiled_for_training(x: Tensor) -> bool:
     return x.is_cuda and torch.is_grad_enabled() and torch.compiler.is_compiling()
 
 
-def _reshapable(x: Tensor, *maps: nn.Module) -> bool:
+def reshapable(x: Tensor, *maps: nn.Module) -> bool:
+    """Whether what the maps give for `x` may be computed in another way than by their own forward."""
     return compiled_for_training(x) and all(
         (type(m) is nn.Embedding or (type(m) is nn.Linear and m.bias is None)) and not m._forward_pre_hooks
         for m in maps

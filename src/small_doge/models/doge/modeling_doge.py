@@ -26,7 +26,7 @@ from transformers.utils import can_return_tuple
 from small_doge.models.doge.cache_doge import DogeCache, refuse_cache_while_checkpointing
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.fused_loss import fused_causal_loss
-from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear, plain_linear
+from small_doge.models.doge.joint_linear import joint_linear, joint_product, narrow_linear, plain_linear, reshapable
 from small_doge.models.doge.masks_doge import document_limits, new_tokens_mask, padding_limits
 from small_doge.models.doge.mlp_doge import DogeCDMoE, DogeMLP
 from small_doge.models.doge.norm_doge import DogeRMSNorm, normed_and_carried
@@ -72,8 +72,9 @@ class DogeAttention(nn.Module):
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         batch, length, _ = hidden_states.shape
-        query, key, value = (x.transpose(1, 2) for x in self.heads(hidden_states, *position_embeddings))
-        score = self.score(value.transpose(1, 2).flatten(2))
+        *heads, dots = self.heads(hidden_states, *position_embeddings)
+        query, key, value = (x.transpose(1, 2) for x in heads)
+        score = self.score(dots)
         if score.shape[1] > key.shape[1]:
             # One score for each query head: each keeps keys of its own.
             repeats = score.shape[1] // key.shape[1]
@@ -95,24 +96,24 @@ class DogeAttention(nn.Module):
         output = dynamic_mask_attention(query, key, value, score, **options, backend=backend)
         return plain_linear(output.transpose(1, 2).reshape(batch, length, -1), self.o_proj), weights
 
-    def heads(self, x_BTd: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, D], keys and values [B, T, G, D]; queries and keys normalized and rotated."""
+    def heads(self, x_BTd: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries [B, T, H, D] and keys [B, T, G, D], normed and rotated, values [B, T, G, D] and W_dt v [B, T, G]."""
         maps = (self.q_proj, self.k_proj, self.v_proj)
-        joint_BTF = joint_product(x_BTd, *maps) if self.config.qk_norm else None
-        if joint_BTF is not None:
-            weights = (self.q_norm.weight, self.k_norm.weight)
+        if self.config.qk_norm and reshapable(x_BTd, *maps, self.dt_proj):
+            joint_BTF = joint_product(x_BTd, *maps)
+            weights = (self.q_norm.weight, self.k_norm.weight, self.dt_proj.weight)
             heads, eps = self.config.num_attention_heads, self.config.rms_norm_eps
             return normed_rotary_heads(joint_BTF, *weights, cos_BTD, sin_BTD, heads=heads, eps=eps)
         query, key, value = (x.unflatten(-1, (-1, self.head_dim)) for x in joint_linear(x_BTd, *maps))
         cos, sin = cos_BTD[:, :, None], sin_BTD[:, :, None]
-        return rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin), value
+        dots = narrow_linear(value.flatten(2), self.dt_proj)
+        return rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin), value, dots
 
-    def score(self, value_BTd: Tensor) -> Tensor:
+    def score(self, dots_BTG: Tensor) -> Tensor:
         """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
         # At least fp32: in half precision the exponential would move which keys are kept.
-        dtype = torch.promote_types(value_BTd.dtype, torch.float32)
-        score_BTG = torch.exp(self.A.to(dtype) * F.softplus(narrow_linear(value_BTd, self.dt_proj).to(dtype)))
-        return score_BTG.transpose(1, 2)
+        dtype = torch.promote_types(dots_BTG.dtype, torch.float32)
+        return torch.exp(self.A.to(dtype) * F.softplus(dots_BTG.to(dtype))).transpose(1, 2)
 
 
 class DogeDecoderLayer(GradientCheckpointingLayer):

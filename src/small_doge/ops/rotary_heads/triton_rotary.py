@@ -8,9 +8,11 @@ and backward, with (g1, g2) the incoming gradient turned back by the same angle 
 
     dx = r h - r^3 x mean(h x),   dw = sum over tokens of g x r
 
+A value is read on the way, and multiplied with the rows of W to the dot products p = W v; backward dv += W^T dp.
+
 All in fp32, rounded once. The least that must be moved is F = (H + 2G) D numbers a token in and as many out, and
-backward the queries and keys once more: nothing but that is read or written, beside the tables and the partial sums of
-dw, which are added in a fixed order.
+backward the queries and keys once more: nothing but that is read or written, beside the tables, p, and the partial sums
+of p and dw, which are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -63,11 +66,13 @@ def forward_kernel(
     joint_ptr,
     query_weight_ptr,
     key_weight_ptr,
+    dot_weight_ptr,
     cos_ptr,
     sin_ptr,
     query_ptr,
     key_ptr,
     value_ptr,
+    dot_ptr,
     tokens,
     length,
     table_b,
@@ -75,6 +80,7 @@ def forward_kernel(
     EPS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     D: tl.constexpr,
     HALF: tl.constexpr,
     BM: tl.constexpr,
@@ -95,7 +101,12 @@ def forward_kernel(
     elif head < H + G:
         _store(key_ptr + (head - H) * D, G * D, token, present, d, first, second, D)
     else:
-        _store(value_ptr + (head - H - G) * D, G * D, token, present, d, first, second, D)
+        group = head - H - G
+        _store(value_ptr + group * D, G * D, token, present, d, first, second, D)
+        for s in tl.static_range(S):
+            w1, w2 = _weight(dot_weight_ptr + (s * G + group) * D, d, D)
+            dot = tl.sum(first * w1, 1) + tl.sum(second * w2, 1)
+            tl.store(dot_ptr + (token.to(tl.int64) * G + group) * S + s, dot, mask=present)
 
 
 @triton.jit
@@ -103,11 +114,13 @@ def backward_kernel(
     joint_ptr,
     query_weight_ptr,
     key_weight_ptr,
+    dot_weight_ptr,
     cos_ptr,
     sin_ptr,
     dquery_ptr,
     dkey_ptr,
     dvalue_ptr,
+    ddot_ptr,
     djoint_ptr,
     dweight_ptr,
     tokens,
@@ -117,6 +130,7 @@ def backward_kernel(
     EPS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
+    S: tl.constexpr,
     D: tl.constexpr,
     HALF: tl.constexpr,
     BM: tl.constexpr,
@@ -130,7 +144,12 @@ def backward_kernel(
     elif head < H + G:
         grad1, grad2 = _half(dkey_ptr + (head - H) * D, G * D, token, present, d, D)
     else:
-        grad1, grad2 = _half(dvalue_ptr + (head - H - G) * D, G * D, token, present, d, D)
+        group = head - H - G
+        grad1, grad2 = _half(dvalue_ptr + group * D, G * D, token, present, d, D)
+        for s in tl.static_range(S):
+            w1, w2 = _weight(dot_weight_ptr + (s * G + group) * D, d, D)
+            ddot = tl.load(ddot_ptr + token.to(tl.int64) * S + s, mask=present, other=0.0)[:, None]
+            grad1, grad2 = grad1 + ddot * w1, grad2 + ddot * w2
     if head < H + G:
         x1, x2 = _half(joint_ptr + head * D, (H + 2 * G) * D, token, present, d, D)
         r = tl.rsqrt((tl.sum(x1 * x1, 1) + tl.sum(x2 * x2, 1)) / D + EPS)[:, None]
@@ -147,10 +166,12 @@ def backward_kernel(
     _store(djoint_ptr + head * D, (H + 2 * G) * D, token, present, d, grad1, grad2, D)
 
 
-def _launch(joint: Tensor, weight: Tensor, table: Tensor, heads: int) -> tuple[tuple[int, int], dict[str, Any]]:
-    batch, length, width = joint.shape
+def _launch(
+    joint: Tensor, weight: Tensor, dot_weight: Tensor, table: Tensor, heads: int
+) -> tuple[tuple[int, int], dict[str, Any]]:
+    batch, length, _ = joint.shape
     size = weight.shape[0]
-    groups = (width // size - heads) // 2
+    groups = dot_weight.shape[1] // size
     tokens = batch * length
     shapes = {
         "tokens": tokens,
@@ -159,6 +180,7 @@ def _launch(joint: Tensor, weight: Tensor, table: Tensor, heads: int) -> tuple[t
         "table_t": table.stride(1),
         "H": heads,
         "G": groups,
+        "S": dot_weight.shape[0],
         "D": size,
         "HALF": triton.next_power_of_2(size // 2),
         "BM": TOKENS,
@@ -168,15 +190,26 @@ def _launch(joint: Tensor, weight: Tensor, table: Tensor, heads: int) -> tuple[t
 
 @torch.library.triton_op("small_doge::normed_rotary_heads", mutates_args=())
 def triton_normed_rotary_heads(
-    joint: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, heads: int, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    joint: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    dot_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `small_doge.ops.rotary_heads.normed_rotary_heads`."""
-    joint = joint.contiguous()
-    grid, shapes = _launch(joint, query_weight, cos, heads)
-    outputs = _outputs(joint, query_weight, heads)
+    joint, dot_weight = joint.contiguous(), dot_weight.contiguous()
+    batch, length, _ = joint.shape
+    grid, shapes = _launch(joint, query_weight, dot_weight, cos, heads)
+    groups, size = shapes["G"], shapes["D"]
+    query, key, value = (joint.new_empty(batch, length, count, size) for count in (heads, groups, groups))
+    dots = joint.new_empty(batch, length, groups, shapes["S"], dtype=torch.float32)
+    weights = (query_weight, key_weight, dot_weight)
     with torch.cuda.device_of(joint):
-        traceable(forward_kernel)[grid](joint, query_weight, key_weight, cos, sin, *outputs, **shapes, EPS=eps)
-    return outputs
+        traceable(forward_kernel)[grid](joint, *weights, cos, sin, query, key, value, dots, **shapes, EPS=eps)
+    return query, key, value, dots.sum(-2)
 
 
 @torch.library.triton_op("small_doge::normed_rotary_heads_backward", mutates_args=())
@@ -184,34 +217,36 @@ def _backward(
     dquery: Tensor,
     dkey: Tensor,
     dvalue: Tensor,
+    ddot: Tensor,
     joint: Tensor,
     query_weight: Tensor,
     key_weight: Tensor,
+    dot_weight: Tensor,
     cos: Tensor,
     sin: Tensor,
     heads: int,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    joint = joint.contiguous()
-    grid, shapes = _launch(joint, query_weight, cos, heads)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    joint, dot_weight = joint.contiguous(), dot_weight.contiguous()
+    grid, shapes = _launch(joint, query_weight, dot_weight, cos, heads)
     djoint = torch.empty_like(joint)
     parts = torch.empty(grid[0], heads + shapes["G"], shapes["D"], dtype=torch.float32, device=joint.device)
-    grads = [grad.contiguous() for grad in (dquery, dkey, dvalue)]
+    weights = (query_weight, key_weight, dot_weight)
+    grads = [grad.contiguous() for grad in (dquery, dkey, dvalue, ddot)]
     with torch.cuda.device_of(joint):
-        traceable(backward_kernel)[grid](
-            joint, query_weight, key_weight, cos, sin, *grads, djoint, parts, **shapes, EPS=eps
-        )  # fmt: skip
+        traceable(backward_kernel)[grid](joint, *weights, cos, sin, *grads, djoint, parts, **shapes, EPS=eps)
     dweight_HGD = parts.sum(0)
     dweights = [part.sum(0).to(query_weight.dtype) for part in dweight_HGD.split([heads, shapes["G"]])]
-    return djoint, dweights[0], dweights[1]
+    return djoint, *dweights, _gradient_of_dots(ddot, joint, dot_weight)
 
 
-def _outputs(joint: Tensor, weight: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    batch, length, width = joint.shape
-    size = weight.shape[0]
-    groups = (width // size - heads) // 2
-    query, key, value = (joint.new_empty(batch, length, count, size) for count in (heads, groups, groups))
-    return query, key, value
+def _gradient_of_dots(ddot: Tensor, joint: Tensor, dot_weight: Tensor) -> Tensor:
+    """Of the weight: a sum over all tokens, as a product."""
+    rows, width = dot_weight.shape
+    values = joint.flatten(0, 1)[:, -width:]
+    # Rows of 16 bytes: a product with three columns in half precision takes three times as long.
+    padded = F.pad(ddot.flatten(0, 1).to(joint.dtype), (0, -rows % 8))
+    return (padded.T @ values)[:rows].to(dot_weight.dtype)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -219,8 +254,8 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, dquery, dkey, dvalue):
-    return *_backward(dquery, dkey, dvalue, *ctx.saved_tensors, ctx.heads, ctx.eps), None, None, None, None
+def _differentiate(ctx, *grads):
+    return *_backward(*grads, *ctx.saved_tensors, ctx.heads, ctx.eps), None, None, None, None
 
 
 torch.library.register_autograd("small_doge::normed_rotary_heads", _differentiate, setup_context=_save)
