@@ -4,9 +4,10 @@ namespace {
 
 // Panels taken together, so that T tokens have the eight chains of dependent sums that keep two FMA units busy. Each
 // sum runs over the columns in order: a token's result does not depend on how many others are computed with it.
-template <int T>
+template <Type type, int T>
 constexpr int panels_at_once() {
-    return at_least_one(8 / (NV * T));
+    constexpr int panels = at_least_one(8 / (NV * T));
+    return is_integer(type) && panels > 2 ? 2 : panels;
 }
 
 template <int P, int T>
@@ -186,7 +187,7 @@ void tile(const Matrix& m, const Activations& x, int tokens, bool first_read, fl
     if constexpr (T > 1) {
         if (tokens < T) return tile<type, T - 1>(m, x, tokens, first_read, out, ldo, first, last, then);
     }
-    constexpr int P = is_integer(type) ? (T == 1 ? 2 : 1) : panels_at_once<T>();
+    constexpr int P = panels_at_once<type, T>();
     const auto behind = [&](int panel) {
         return !first_read ? nullptr : panel < last ? m.data + m.panel_bytes * panel : then;
     };
@@ -201,15 +202,17 @@ void product(const Matrix& m, const Activations& x, int tokens, float* out, int 
              const uint8_t* then) {
     const bool few = tokens <= 2 * Most;
     if (tokens <= Most) return tile<type, Most>(m, x, tokens, true, out, ldo, first, last, then);
-    for (int panel = first; panel < last; ++panel) {
+    for (int panel = first; panel < last;) {
+        const int end = panel + panels_at_once<type, Most>() < last ? panel + panels_at_once<type, Most>() : last;
         for (int t = 0; t < tokens;) {
             const int left = tokens - t;
             // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
             const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
-            tile<type, Most>(m, x.from(t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, panel + 1,
-                             m.data + m.panel_bytes * (panel + 1));
+            tile<type, Most>(m, x.from(t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, end,
+                             m.data + m.panel_bytes * end);
             t += n;
         }
+        panel = end;
     }
 }
 
@@ -221,9 +224,9 @@ void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int l
         case Type::bf16:
             return product<Type::bf16, kTokensBf16>(m, x, tokens, out, ldo, first, last, then);
         case Type::int8:
-            return product<Type::int8, kTokensInt>(m, x, tokens, out, ldo, first, last, then);
+            return product<Type::int8, kTokensInt8>(m, x, tokens, out, ldo, first, last, then);
         case Type::int4:
-            return product<Type::int4, kTokensInt>(m, x, tokens, out, ldo, first, last, then);
+            return product<Type::int4, kTokensInt4>(m, x, tokens, out, ldo, first, last, then);
     }
 }
 

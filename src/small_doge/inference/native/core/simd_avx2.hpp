@@ -13,7 +13,8 @@ using small_doge::bf16;
 constexpr int W = 8;
 constexpr int kTokens = 6;  // tokens in the register tile of the float kernels: 6 x 2 of the 16 registers
 constexpr int kTokensBf16 = 4;
-constexpr int kTokensInt = 4;
+constexpr int kTokensInt8 = 2;
+constexpr int kTokensInt4 = 4;
 constexpr const char* kName = "avx2";
 
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }

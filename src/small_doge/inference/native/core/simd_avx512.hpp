@@ -13,7 +13,8 @@ using small_doge::bf16;
 constexpr int W = 16;
 constexpr int kTokens = 12;
 constexpr int kTokensBf16 = 8;
-constexpr int kTokensInt = 8;
+constexpr int kTokensInt8 = 8;
+constexpr int kTokensInt4 = 8;
 constexpr const char* kName = "avx512";
 
 inline void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }

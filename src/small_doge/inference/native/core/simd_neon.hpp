@@ -13,7 +13,8 @@ using small_doge::bf16;
 constexpr int W = 4;
 constexpr int kTokens = 4;
 constexpr int kTokensBf16 = 4;
-constexpr int kTokensInt = 4;
+constexpr int kTokensInt8 = 4;
+constexpr int kTokensInt4 = 4;
 constexpr const char* kName = "neon";
 
 inline void prefetch(const uint8_t* p) { __builtin_prefetch(p); }

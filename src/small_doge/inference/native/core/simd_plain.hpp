@@ -12,7 +12,8 @@ using small_doge::bf16;
 constexpr int W = 8;
 constexpr int kTokens = 4;
 constexpr int kTokensBf16 = 4;
-constexpr int kTokensInt = 2;
+constexpr int kTokensInt8 = 2;
+constexpr int kTokensInt4 = 2;
 constexpr const char* kName = "plain";
 
 inline void prefetch(const uint8_t*) {}
