@@ -22,7 +22,7 @@ from small_doge.ops.expert_retrieval import DENSE_EXPERTS
 logger = logging.getLogger(__name__)
 
 WARM_UP = 2
-"""Micro-batches of the same shapes before one is captured: by then everything has been compiled and chosen."""
+"""Micro-batches of the same shapes before one is captured."""
 
 ROWS, COUNT = ("input_ids", "labels"), "num_items_in_batch"
 
@@ -87,11 +87,14 @@ class StepGraph:
         return loss.clone()
 
     def _capture(self, inputs: Inputs) -> Captured:
+        # Not before, so that a model which brings its own code can register its own operators.
+        from small_doge.ops.products.tuned import without_patience
+
         places = {name: x.clone() for name, x in inputs.items()}
-        # Once beside the current stream, as a capture asks for.
+        # Once beside the current stream, as a capture asks for; by then everything has been compiled and chosen.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), without_patience():
             self._step(places)
         torch.cuda.current_stream().wait_stream(stream)
         # Without gradients to add to, autograd leaves what is captured where it was made.

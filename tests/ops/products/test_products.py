@@ -5,12 +5,14 @@ With cuBLAS on a GPU: `pytest tests/ops/products -m gpu`.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from small_doge.ops.products import tuned_linear
-from small_doge.ops.products.tuned import fastest
+from small_doge.ops.products import tuned, tuned_linear
+from small_doge.ops.products.cublaslt import algorithms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -58,15 +60,13 @@ def duration(product) -> float:
 )
 def test_the_fastest_way_of_the_same_bits_is_taken(ways, chosen):
     left, right = torch.randn(4, 3), torch.randn(3, 2)
-    assert fastest(ways, left, right, torch.empty(4, 2), duration) is ways[chosen]
+    assert tuned.fastest(ways, left, right, torch.empty(4, 2), duration) is ways[chosen]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("transposed", [True, False], ids=["forward", "backward"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_every_algorithm_of_cublas_makes_the_product(dtype, transposed):
-    from small_doge.ops.products.cublaslt import algorithms
-
     torch.manual_seed(0)
     left = torch.randn(4096, 768, device="cuda", dtype=dtype)
     right = torch.randn((1536, 768) if transposed else (768, 1536), device="cuda", dtype=dtype)
@@ -80,14 +80,32 @@ def test_every_algorithm_of_cublas_makes_the_product(dtype, transposed):
 
 
 @pytest.mark.gpu
-def test_a_product_of_a_shape_not_yet_seen_can_be_captured():
-    from small_doge.ops.products.tuned import tuned_product
+def test_a_shape_is_tried_once_it_has_come_often_or_without_patience(monkeypatch):
+    monkeypatch.setattr(tuned, "_patience", 2)
+    for rows, impatient in ((1000, False), (1001, True)):
+        left = torch.randn(rows, 264, device="cuda", dtype=torch.bfloat16)
+        right = torch.randn(136, 264, device="cuda", dtype=torch.bfloat16)
+        tried = []
+        for _ in range(4):
+            with tuned.without_patience() if impatient else nullcontext():
+                assert torch.equal(tuned.tuned_product(left, right, True), left @ right.T)
+            tried.append(sum(left.shape in key for key in tuned._chosen))
+        assert tried == ([1, 1, 1, 1] if impatient else [0, 0, 1, 1])
 
+
+def test_patience_comes_back():
+    with tuned.without_patience():
+        assert tuned._patience == 0
+    assert tuned._patience == tuned.PATIENCE
+
+
+@pytest.mark.gpu
+def test_a_product_of_a_shape_not_yet_seen_can_be_captured():
     left, right = (torch.randn(256, 136, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     graph = torch.cuda.CUDAGraph()
     torch.mm(left, right.T)  # makes cuBLAS's handle, which a capture cannot
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
-        out = tuned_product(left, right, True)
+        out = tuned.tuned_product(left, right, True)
     graph.replay()
     assert torch.equal(out, left @ right.T)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,11 @@ ROUNDS, CALLS = 5, 4
 GAIN = 1.02
 """An algorithm must be so many times as fast as torch's choice to be taken in its place."""
 
+PATIENCE = 200
+"""Calls with a shape before it is tried: about what a trial costs, for rows of many lengths have many shapes."""
+
+_patience = PATIENCE
+_seen: Counter[Any] = Counter()
 _chosen: dict[Any, Product] = {}
 
 
@@ -33,10 +40,11 @@ def tuned_product(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
     key = (left.device, left.dtype, left.shape, right.shape, transposed)
     with torch.cuda.device_of(left):
         # Trials wait for the GPU, which a capture forbids.
-        if key not in _chosen and not torch.cuda.is_current_stream_capturing():
+        if key not in _chosen and _seen[key] >= _patience and not torch.cuda.is_current_stream_capturing():
             _chosen[key] = fastest(
                 [by_torch, *algorithms(left, right, transposed, out)], left, right, out, _milliseconds
             )
+        _seen[key] += 1
         _chosen.get(key, by_torch)(left, right, out)
     return out
 
@@ -59,6 +67,17 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 
 
 tuned_product.register_autograd(_differentiate, setup_context=_save)
+
+
+@contextmanager
+def without_patience() -> Iterator[None]:
+    """Within it every shape is tried at once, for it will come again and again."""
+    global _patience
+    _patience = 0
+    try:
+        yield
+    finally:
+        _patience = PATIENCE
 
 
 def _by_torch(transposed: bool) -> Product:
