@@ -22,7 +22,7 @@ def data_list() -> None:
     """List every source that is known by name, and where it would be read from."""
     from small_doge.processor.prepare import list_sources
 
-    table = plain_table(Column("name", no_wrap=True), "kind", "holds; license; read from")
+    table = plain_table(Column("name", no_wrap=True), "kind", Column("holds; license; read from", overflow="fold"))
     for row in list_sources():
         about = filter(None, (row["description"], row["license"], row["from"]))
         table.add_row(row["name"], row["kind"], "; ".join(about))
