@@ -69,9 +69,10 @@ void Team::judge(Clock::time_point start) {
 }
 
 void Team::barrier() {
-    if (size_ == 1) return;
+    const int others = size_ - 1;  // read before arriving: once all have, the caller may begin another run
+    if (others == 0) return;
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == others) {
         arrived_.store(0, std::memory_order_relaxed);
         phase_.store(phase + 1, std::memory_order_release);
         return;
