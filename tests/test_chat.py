@@ -80,10 +80,12 @@ def test_the_system_message_comes_first_and_reset_forgets_the_rest(talk):
 
 
 def test_params_are_shown_changed_and_checked(talk):
-    chat, printed = talk(["/params temperature=0.5 top_k=3 thinking=on", "/params top_p=7", "/params colour=1"])
+    chat, printed = talk(
+        ["/params temperature=0.5 top_k=3 thinking=on", "/params top_p=7", "/params colour=1", "/params thinking=so"]
+    )
     assert (chat.params.temperature, chat.params.top_k, chat.params.top_p) == (0.5, 3, 1.0)
     assert chat.thinking == "on" and "temperature=0.5" in printed
-    assert "top_p is 7" in printed and "there is no colour" in printed
+    assert "top_p is 7" in printed and "there is no colour" in printed and "choose on, off or auto" in printed
 
 
 def test_thinking_on_opens_the_thought_in_the_prompt(talk):

@@ -148,7 +148,9 @@ class Chat:
         changes: dict[str, Any] = {}
         for pair in text.split():
             name, _, value = pair.partition("=")
-            if name == "thinking" and value in THINKING:
+            if name == "thinking":
+                if value not in THINKING:
+                    raise ValueError(f"thinking is {value!r}: choose on, off or auto.")
                 self.thinking = value
             elif name not in fields:
                 raise ValueError(f"there is no {name}: the names are {', '.join(fields)} and thinking (on, off, auto).")
