@@ -16,9 +16,7 @@ from small_doge.trainer.recipe import run_stage
 def main(argv: Sequence[str]) -> None:
     """Read the flags, train, save."""
     parser = argparse.ArgumentParser(description="Train a tokenizer from an existing one.")
-    parser.add_argument(
-        "--tokenizer_name_or_path", help="without it the released tokenizer's pattern is used"
-    )
+    parser.add_argument("--tokenizer_name_or_path", help="without it the released tokenizer's pattern is used")
     parser.add_argument("--datasets_dir", default="./datasets", help="where the sources were downloaded to")
     parser.add_argument("--save_dir", default="./tokenizer")
     parser.add_argument("--vocab_size", type=int, default=32_768)
