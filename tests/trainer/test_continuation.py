@@ -69,6 +69,11 @@ def test_refuses(first, changes: dict, message: str) -> None:
         main(first("refused", **changes))
 
 
+def test_refuses_a_run_that_is_finished(first) -> None:
+    with pytest.raises(ValueError, match="is of a whole run: name a checkpoint-STEP in it"):
+        main(first("again", continue_from=str(first.folder / "run")))
+
+
 def test_refuses_the_first_runs_own_folder(first) -> None:
     with pytest.raises(ValueError, match="name another output_dir"):
         main(first("run", continue_from=checkpoint(first, 16)))

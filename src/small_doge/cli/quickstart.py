@@ -14,7 +14,8 @@ from small_doge.cli.console import console
 
 def quickstart(
     out: Annotated[
-        Path, typer.Option(help="Folder of the run; the same folder goes on where it was interrupted.")
+        Path,
+        typer.Option(file_okay=False, help="Folder of the run; the same folder goes on where it was interrupted."),
     ] = Path("runs/quickstart"),
     data: Annotated[
         Path | None, typer.Option(help="Your own folder of .txt, .md, .jsonl(.zst/.gz) or .parquet files.")

@@ -43,7 +43,7 @@ def stable_point(path: str, output_dir: str) -> StablePoint:
     """Read where a checkpoint stands in its schedule.
 
     Raises:
-        ValueError: no such folder, one inside output_dir, or one outside its run's stable phase.
+        ValueError: no such folder, one inside output_dir, a finished run's, or one outside its run's stable phase.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -54,6 +54,8 @@ def stable_point(path: str, output_dir: str) -> StablePoint:
         raise ValueError(
             f"continue_from: {path} lies in output_dir: name another output_dir, so that the first run stays as it is."
         )
+    if any(folder.glob("checkpoint-*/trainer_state.json")):
+        raise ValueError(f"continue_from: {path} is of a whole run: name a checkpoint-STEP in it, of the stable phase.")
     if not (folder / "optimizer.pt").is_file() or not (folder / "scheduler.pt").is_file():
         return StablePoint(folder, 0, None)
     schedule = torch.load(folder / "scheduler.pt", weights_only=True)
