@@ -27,14 +27,26 @@ def test_a_tuned_map_and_its_gradients_are_those_of_torch(dtype):
         torch.testing.assert_close(f, e)
 
 
+@pytest.mark.parametrize("transposed", [True, False])
+def test_the_gradients_of_a_product_are_those_of_torch(transposed):
+    torch.manual_seed(0)
+    left = torch.randn(4, 4, requires_grad=True)
+    right = torch.randn(4, 4, requires_grad=True)
+    grad = torch.randn(4, 4)
+    found, expected = tuned.tuned_product(left, right, transposed), left @ (right.T if transposed else right)
+    assert torch.equal(found, expected)
+    for f, e in zip(*(torch.autograd.grad(y, (left, right), grad) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(f, e)
+
+
 class Way:
-    """A way to make a product that adds `error` and takes `time`."""
+    """A way to make a product that is off by the relative `error` and takes `time`."""
 
     def __init__(self, time: float, error: float = 0.0) -> None:
         self.time, self.error = time, error
 
     def __call__(self, left, right, out):
-        torch.mm(left, right, out=out).add_(self.error)
+        torch.mm(left, right, out=out).mul_(1 + self.error)
         clock.append(self.time)
 
 
@@ -60,7 +72,21 @@ def duration(product) -> float:
 )
 def test_the_fastest_way_of_the_same_bits_is_taken(ways, chosen):
     left, right = torch.randn(4, 3), torch.randn(3, 2)
-    assert tuned.fastest(ways, left, right, torch.empty(4, 2), duration) is ways[chosen]
+    state = torch.get_rng_state()
+    # Zeros, as a new model's output projections are, must not make all ways look the same.
+    for values in (left, torch.zeros(4, 3)):
+        assert tuned.fastest(ways, values, right, torch.empty(4, 2), duration) is ways[chosen]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_matrices_that_are_empty_or_begin_anywhere_are_left_to_torch():
+    buffer = torch.zeros(512)
+    begin = -buffer.data_ptr() % tuned.ALIGNMENT // 4
+    right = buffer[begin : begin + 6].view(3, 2)
+    assert tuned.tunable(right, right)
+    assert not tuned.tunable(buffer[begin + 1 : begin + 7].view(2, 3), right)
+    assert not tuned.tunable(right.T, buffer[begin + 32 : begin + 38].view(3, 2))
+    assert not tuned.tunable(right.new_empty(0, 3), right)
 
 
 @pytest.mark.gpu
@@ -109,3 +135,12 @@ def test_a_product_of_a_shape_not_yet_seen_can_be_captured():
         out = tuned.tuned_product(left, right, True)
     graph.replay()
     assert torch.equal(out, left @ right.T)
+
+
+@pytest.mark.gpu
+def test_a_matrix_that_begins_anywhere_is_multiplied():
+    buffer = torch.randn(1 + 256 * 136, device="cuda", dtype=torch.bfloat16)
+    left, right = buffer[1:].view(256, 136), torch.randn(264, 136, device="cuda", dtype=torch.bfloat16)
+    with tuned.without_patience():
+        assert torch.equal(tuned.tuned_product(left, right, True), left @ right.T)
+        assert tuned.tuned_product(left[:0], right, True).shape == (0, 264)

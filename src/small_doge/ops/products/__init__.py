@@ -1,6 +1,6 @@
 """A linear map and its gradients, by the fastest algorithm that cuBLAS has for their shapes.
 
-torch takes the first that cuBLAS's heuristics name. For the products of a layer another of them is up to 1.26 times as
+torch takes the first that cuBLAS's heuristics name. For the products of a layer another of them is up to 1.27 times as
 fast on an H100. `tuned_linear` tries all once a shape has come often, and takes the fastest that gives the same bits.
 """
 
@@ -10,7 +10,7 @@ __all__ = ["tuned_linear"]
 
 
 def tuned_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., d] times the transpose of weight [f, d], in the dtype of `x`; differentiable."""
+    """x [..., d] times the transpose of weight [f, d], which is [..., f] in the dtype of `x`; differentiable."""
     from small_doge.ops.products.tuned import tuned_product
 
     return tuned_product(x.flatten(0, -2), weight.to(x.dtype), True).unflatten(0, x.shape[:-1])

@@ -1,7 +1,7 @@
 """The algorithms of cuBLASLt for a product, through ctypes: torch has no way to name one.
 
-Reference: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. cuBLASLt counts matrices by columns: a
-contiguous matrix of torch's is the transpose there, so that out = left @ right is made as out^T = right^T @ left^T.
+Reference: https://docs.nvidia.com/cuda/cublas/#using-the-cublaslt-api. Its matrices are column-major: a
+contiguous matrix of torch's is its transpose there, so that out = left @ right is made as out^T = right^T @ left^T.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 COMPUTE_32F, REAL_32F = 68, 0
 ELEMENT = {torch.bfloat16: 14, torch.float16: 2}
 TRANSPOSE_A = 3
+NOT_SUPPORTED = 15
 MOST = 32
 """Candidates asked for; cuBLAS 13 names eight."""
 
@@ -50,9 +51,9 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: Any, allowed: int = 0) -> None:
     status = getattr(_library(), name)(*arguments)
-    if status:
+    if status not in (0, allowed):
         raise RuntimeError(f"{name} ended with status {status}.")
 
 
@@ -91,8 +92,9 @@ class Algorithm:
 def algorithms(left: Tensor, right: Tensor, transposed: bool, out: Tensor) -> list[Algorithm]:
     """What cuBLASLt names for out [M, N] = left [M, K] @ right, [N, K] if `transposed` or else [K, N].
 
-    All are contiguous, of one dtype of half precision, and sums are in fp32. Those that need memory of their own, to
-    sum parts in, are left out. None where there is no cuBLASLt.
+    All are contiguous, begin at multiples of 256 bytes and are of one dtype of half precision; sums are in fp32.
+    Algorithms that need memory of their own, to sum parts in, are left out. The list is empty for other dtypes, where
+    there is no cuBLASLt, and where it has none for this GPU.
     """
     if _library() is None or out.dtype not in ELEMENT:
         return []
@@ -109,6 +111,7 @@ def algorithms(left: Tensor, right: Tensor, transposed: bool, out: Tensor) -> li
     _call(
         "cublasLtMatmulAlgoGetHeuristic",
         *(handle, operation, of_right, of_left, of_out, of_out, preference, MOST, found, byref(count)),
+        allowed=NOT_SUPPORTED,
     )
     _call("cublasLtMatmulPreferenceDestroy", preference)
     return [Algorithm(handle, operation, layouts, found[i]) for i in range(count.value) if found[i].state == 0]

@@ -20,6 +20,9 @@ ROUNDS, CALLS = 5, 4
 GAIN = 1.02
 """An algorithm must be so many times as fast as torch's choice to be taken in its place."""
 
+ALIGNMENT = 256
+"""Bytes. cuBLASLt's heuristics count on matrices that begin at a multiple of it, unless they are told otherwise."""
+
 PATIENCE = 200
 """Calls with a shape before it is tried: about what a trial costs, for rows of many lengths have many shapes."""
 
@@ -34,7 +37,7 @@ def tuned_product(left: Tensor, right: Tensor, transposed: bool) -> Tensor:
     left, right = left.contiguous(), right.contiguous()
     out = left.new_empty(left.shape[0], right.shape[0 if transposed else 1])
     by_torch = _by_torch(transposed)
-    if not left.is_cuda:
+    if not left.is_cuda or not tunable(left, right):
         by_torch(left, right, out)
         return out
     key = (left.device, left.dtype, left.shape, right.shape, transposed)
@@ -69,6 +72,11 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
 tuned_product.register_autograd(_differentiate, setup_context=_save)
 
 
+def tunable(left: Tensor, right: Tensor) -> bool:
+    """Whether cuBLASLt may be asked: neither matrix is empty, and both begin where its heuristics expect it."""
+    return all(x.numel() > 0 and x.data_ptr() % ALIGNMENT == 0 for x in (left, right))
+
+
 @contextmanager
 def without_patience() -> Iterator[None]:
     """Within it every shape is tried at once, for it will come again and again."""
@@ -92,8 +100,11 @@ def fastest(
 ) -> Product:
     """The fastest of the ways that give the bits of the first, which stays where none is clearly faster.
 
-    They are tried in turns, so that a change of the GPU's clock falls on all alike.
+    They are tried in turns, so that a change of the GPU's clock falls on all alike, and on random matrices of the
+    shapes of `left` and `right`: a new model has some of zeros, from which every algorithm makes the same bits.
     """
+    generator = torch.Generator(left.device).manual_seed(0)
+    left, right = (torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator) for x in (left, right))
     ways[0](left, right, out)
     expected = out.clone()
     same = ways[:1]
