@@ -15,6 +15,7 @@ from small_doge.trainer.setup import (
     check_chat_template,
     check_columns,
     check_token_ids,
+    compile_layers,
     evaluation_rows,
     load_data,
     load_model,
@@ -100,3 +101,13 @@ def test_data_without_a_test_split_are_trained_on_with_a_warning(caplog: pytest.
     assert evaluation_rows(args, rows) is None
     assert (args.eval_strategy, args.eval_on_start) == ("no", False)
     assert "no test split, so nothing is held out: set test_share when preparing it" in caplog.text
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_norm_behind_the_layers_is_compiled_for_a_gpu_alone(gpu, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    model = DogeForCausalLM(DogeConfig(vocab_size=64, **CONFIG))
+    compile_layers(model)
+    assert all(layer._compiled_call_impl is not None for layer in model.model.layers)
+    assert (model.model.norm._compiled_call_impl is not None) == gpu

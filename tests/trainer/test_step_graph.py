@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from small_doge import DogeConfig, DogeForCausalLM
 from small_doge.models.wonderful_matrices.configuration_wonderful_matrices import WonderfulMatricesConfig
+from small_doge.ops.products import tuned
 from small_doge.trainer.setup import compile_layers
 from small_doge.trainer.step_graph import WARM_UP, GraphedSteps, StepGraph, capturable
 
@@ -67,19 +68,23 @@ class Steps:
         self.loss = torch.zeros(())
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        added = learning[0].grad is not None
         loss = self.model(inputs["x"]).square().mean()
         loss.backward()
         if self.graphs:
-            learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
             places = [parameter.grad for parameter in learning]
-            self.graphs[-1].again = lambda: self.write(inputs, learning, places)
+            self.graphs[-1].again = lambda: self.write(inputs, learning, places, added)
         return self.loss.copy_(loss.detach())
 
-    def write(self, inputs, learning, places) -> None:
-        """What the captured kernels do: loss and gradients go to where they were made, whatever is there."""
+    def write(self, inputs, learning, places, added: bool) -> None:
+        """What the captured kernels do: loss and gradients go to where they were made, whatever is there.
+
+        Had there been gradients before, it would have been captured that the new ones are added to them.
+        """
         loss = self.model(inputs["x"]).square().mean()
         for place, grad in zip(places, torch.autograd.grad(loss, learning), strict=True):
-            place.copy_(grad)
+            place.add_(grad) if added else place.copy_(grad)
         self.loss.copy_(loss.detach())
 
 
@@ -126,6 +131,17 @@ def test_a_loss_that_was_returned_stays_as_it_is(graphs):
         losses.append(graph({"x": torch.full((2, 3), float(value))}))
         steps.model.zero_grad()
     assert len({loss.item() for loss in losses[WARM_UP:]}) == 3
+
+
+def test_products_are_tried_in_the_run_before_a_capture(graphs):
+    steps, patience = Steps(graphs), []
+
+    def step(inputs):
+        patience.append(tuned._patience)
+        return steps(inputs)
+
+    train(StepGraph(step, steps.model.parameters()), steps.model, list(torch.randn(WARM_UP + 2, 5, 3)), 1)
+    assert patience == [tuned.PATIENCE] * WARM_UP + [0, tuned.PATIENCE]
 
 
 class Plain:

@@ -35,6 +35,7 @@ def errors(tokens: int, vocab: int, width: int) -> dict[str, float]:
 def main() -> None:
     triton_interpreter.prepare()
     triton_head.CHUNK_BYTES = 4 * 75 * 32
+    triton_head.ROW_BLOCK = 16  # less than a row
     found = {}
     for parts in (1, 2):
         triton_head.SMALL = triton_head.Tiles(tokens=32, vocab=32, width=16, warps=4, stages=1, parts=parts)

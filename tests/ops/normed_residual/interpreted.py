@@ -27,10 +27,26 @@ def errors(*shape: int) -> list[float]:
     return [float((f.double() - e).norm() / e.norm()) for f, e in pairs]
 
 
+def rounded() -> list[float]:
+    """The gradient of x in half precision, where both weights lie between two numbers that it has."""
+    x = torch.randn(40, 24).half().requires_grad_()
+    weights = [torch.full((24,), 1 + 0.45 * 2**-10) for _ in range(2)]
+    errors = []
+    for output in (0, 1):
+        grad = torch.randn(40, 24).half()
+        found = torch.autograd.grad(normed_residual(x, *weights, EPS)[output], x, grad)[0].float()
+        exact, ones = x.detach().double().requires_grad_(), torch.ones(24).double()
+        outputs = naive_normed_residual(exact, ones, ones, EPS)
+        expected = torch.autograd.grad(outputs[output], exact, grad.double())[0]
+        errors.append(float((found - expected).norm() / expected.norm()))
+    return errors
+
+
 def main() -> None:
     triton_interpreter.prepare()
     torch.manual_seed(0)
-    print(json.dumps({"less than a program": errors(2, 3, 24), "several programs": errors(3, 101, 20)}))
+    found = {"less than a program": errors(2, 3, 24), "several programs": errors(3, 101, 20)}
+    print(json.dumps(found | {"rounded": rounded()}))
 
 
 if __name__ == "__main__":

@@ -19,5 +19,8 @@ def test_one_output_is_normed_and_the_other_is_not():
 @needs_triton
 def test_the_gradients_equal_the_definitions_in_the_interpreter():
     (errors,) = interpreted(Path(__file__).with_name("interpreted.py"))
+    # The forward rounds the weights; a gradient with them as they were would be 4.4e-4 off.
+    rounded = errors.pop("rounded")
+    assert len(rounded) == 2 and all(error < 3e-4 for error in rounded)
     # Not (x < y): NaN must fail.
     assert len(errors) == 2 and not {name: found for name, found in errors.items() if not max(found) < 1e-6}
