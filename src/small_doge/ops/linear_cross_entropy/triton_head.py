@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 30
 """Of the likelihoods of one chunk of tokens."""
 
 ROW_BLOCK = 512
-"""Numbers of a token that a program of two warps has in hand, where nothing is multiplied but rows."""
+"""Numbers of a token that a program takes at once in the kernels that only scale or multiply rows; two warps."""
 
 LOG2E = 1.4426950408889634
 LARGEST = 60.0
@@ -219,6 +219,7 @@ def _finish(
 
 @triton.jit
 def _label_logit_kernel(x_ptr, w_ptr, label_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    """The dot product of a token's row with its label's row of the weight, in fp32."""
     token = tl.program_id(0).to(tl.int64)
     label = tl.load(label_ptr + token)
     total = tl.zeros([BLOCK], dtype=tl.float32)
@@ -231,6 +232,7 @@ def _label_logit_kernel(x_ptr, w_ptr, label_ptr, out_ptr, width, BLOCK: tl.const
 
 @triton.jit
 def _scale_kernel(x_ptr, scale_ptr, out_ptr, width, BLOCK: tl.constexpr):
+    """A block of a token's row times the token's scale."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * width + at, mask=at < width, other=0.0).to(tl.float32)
