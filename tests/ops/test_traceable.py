@@ -6,10 +6,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import sympy
 import torch
 from ops.interpreted_process import needs_triton
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 pytestmark = needs_triton
 
@@ -41,7 +43,7 @@ def heads():
         return sum(x.sum() for x in triton_normed_rotary_heads(*given, 4, 1e-6))
 
     weights = [learning(16), learning(16), learning(2, 32)]
-    return rotate, [learning(2, 16, 128), *weights, torch.empty(1, 16, 16), torch.empty(1, 16, 16)]
+    return rotate, [learning(2, 48, 128), *weights, torch.empty(1, 48, 16), torch.empty(1, 48, 16)]
 
 
 def normed():
@@ -50,7 +52,7 @@ def normed():
     def both(*given):
         return sum(x.sum() for x in triton_normed_residual(*given, 1e-6))
 
-    return both, [learning(16, 24), learning(24), learning(24)]
+    return both, [learning(48, 24), learning(24), learning(24)]
 
 
 def mixture():
@@ -89,3 +91,22 @@ def test_kernels_write_their_outputs_and_nothing_else(op):
         graph = aot_export_joint_simple(lambda *given: (function(*given).sum(),), inputs, trace_joint=True)
     copied = [set(re.findall(r"'(\w+)'", names)) for names in re.findall(r"tensors_to_clone = \[(.*?)\]", graph.code)]
     assert copied == WRITTEN[op]
+
+
+LENGTHS = {gated_unit: [{0}], heads: [{0, 1}, (), (), (), {1}, {1}], normed: [{0}, (), ()], mixture: [{0}, {0}, {0}]}
+"""Which dimensions of the inputs are a batch's rows and their length."""
+
+
+@pytest.mark.parametrize("op", LENGTHS, ids=lambda op: op.__name__)
+def test_no_length_is_written_into_what_is_compiled(op):
+    """Rows of a new length would be compiled anew, which torch gives up after eight times."""
+    function, inputs = op()
+    shapes = ShapeEnv()
+    with FakeTensorMode(shape_env=shapes) as mode:
+        fakes = []
+        for x, free in zip(inputs, LENGTHS[op], strict=True):
+            sizes = [DimDynamic.DYNAMIC if d in free else DimDynamic.STATIC for d in range(x.dim())]
+            fake = mode.from_tensor(x, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes))
+            fakes.append(fake.detach().requires_grad_(x.requires_grad))
+        aot_export_joint_simple(lambda *given: (function(*given).sum(),), fakes, trace_joint=True)
+    assert not shapes.replacements and not [guard.expr for guard in shapes.guards if guard.expr.func is sympy.Eq]
