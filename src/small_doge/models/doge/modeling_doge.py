@@ -97,7 +97,10 @@ class DogeAttention(nn.Module):
         return plain_linear(output.transpose(1, 2).reshape(batch, length, -1), self.o_proj), weights
 
     def heads(self, x_BTd: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries [B, T, H, D] and keys [B, T, G, D], normed and rotated, values [B, T, G, D] and W_dt v [B, T, G]."""
+        """Queries [B, T, H, D] and keys [B, T, G, D], normed and rotated, values [B, T, G, D], and W_dt v.
+
+        That is [B, T, G], or [B, T, H] where each query head has scores of its own.
+        """
         maps = (self.q_proj, self.k_proj, self.v_proj)
         if self.config.qk_norm and reshapable(x_BTd, *maps, self.dt_proj):
             joint_BTF = joint_product(x_BTd, *maps)
@@ -110,7 +113,7 @@ class DogeAttention(nn.Module):
         return rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin), value, dots
 
     def score(self, dots_BTG: Tensor) -> Tensor:
-        """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T]."""
+        """exp(A * softplus(W_dt v)): one score per key and key/value head, [B, G, T], or as `heads` per query head."""
         # At least fp32: in half precision the exponential would move which keys are kept.
         dtype = torch.promote_types(dots_BTG.dtype, torch.float32)
         return torch.exp(self.A.to(dtype) * F.softplus(dots_BTG.to(dtype))).transpose(1, 2)
