@@ -27,7 +27,7 @@ class DogeRMSNorm(nn.Module):
 
 
 def normed_and_carried(x: Tensor, norm: nn.Module, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """norm(x), which a layer's map reads, and residual * x, to which its output is added; both of x's shape [..., d]."""
+    """norm(x), which a layer's map reads, and residual * x, to which its output is added; both as `x`, [..., d]."""
     if _fusable(x, norm):
         return normed_residual(x, norm.weight, residual, norm.variance_epsilon)  # type: ignore[arg-type]
     return norm(x), residual.to(x.dtype) * x
