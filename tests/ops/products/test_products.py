@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from small_doge.ops.products import tuned, tuned_linear
+from small_doge.ops.products import cublaslt, tuned, tuned_linear
 from small_doge.ops.products.cublaslt import algorithms
 
 
@@ -87,6 +87,28 @@ def test_matrices_that_are_empty_or_begin_anywhere_are_left_to_torch():
     assert not tuned.tunable(buffer[begin + 1 : begin + 7].view(2, 3), right)
     assert not tuned.tunable(right.T, buffer[begin + 32 : begin + 38].view(3, 2))
     assert not tuned.tunable(right.new_empty(0, 3), right)
+
+
+class Library:
+    """A cuBLASLt that ends its search for algorithms with a status."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def __getattr__(self, name: str):
+        return lambda *arguments: self.status if name == "cublasLtMatmulAlgoGetHeuristic" else 0
+
+
+def test_where_cublas_has_nothing_for_a_gpu_there_are_no_algorithms(monkeypatch):
+    monkeypatch.setattr(cublaslt, "_handle", lambda device: None)
+    left, right, out = (torch.empty(shape, dtype=torch.float16) for shape in ((4, 3), (3, 2), (4, 2)))
+    monkeypatch.setattr(cublaslt, "_library", lambda: Library(cublaslt.NOT_SUPPORTED))
+    assert algorithms(left, right, False, out) == []
+    monkeypatch.setattr(cublaslt, "_library", lambda: Library(7))
+    with pytest.raises(RuntimeError, match="cublasLtMatmulAlgoGetHeuristic ended with status 7"):
+        algorithms(left, right, False, out)
+    # Nothing is asked for a dtype that is not tried.
+    assert algorithms(left.float(), right.float(), False, out.float()) == []
 
 
 @pytest.mark.gpu
