@@ -111,6 +111,22 @@ def test_losses_are_those_of_the_plain_step_while_the_gradients_of_micro_batches
     assert [graph.replays for graph in graphs] == [12 - before]
 
 
+def test_gradients_may_be_clipped_and_zeroed_where_they_lie(graphs):
+    weights = []
+    for steps in (Steps([]), Steps(graphs)):
+        step = StepGraph(steps, steps.model.parameters()) if steps.graphs is graphs else steps
+        optimizer = torch.optim.SGD(steps.model.parameters(), 0.1)
+        for number, x in enumerate(torch.randn(9, 5, 3, generator=torch.Generator().manual_seed(0))):
+            step({"x": x})
+            nn.utils.clip_grad_norm_(steps.model.parameters(), 0.1)
+            optimizer.step()
+            # A graph is captured where there are no gradients; zeros are some.
+            optimizer.zero_grad(set_to_none=number < WARM_UP)
+        weights.append([parameter.detach().clone() for parameter in steps.model.parameters()])
+    assert [graph.replays for graph in graphs] == [9 - WARM_UP]
+    assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
+
+
 def test_other_shapes_and_parameters_that_learn_anew_are_captured_anew(graphs):
     steps = Steps(graphs)
     graph = StepGraph(steps, steps.model.parameters())
