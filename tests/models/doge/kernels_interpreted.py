@@ -52,9 +52,10 @@ def main() -> None:
         triton_attention.TILES[name] = triton_attention.Tiles(rows=32, keys=32, warps=4, stages=1)
     for module in (dynamic_mask_attention, retention):
         module.has_triton = lambda tensor: True
-    # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads.
+    # With gradients, as where the model is compiled for training: joint products, and the kernels of the heads. The
+    # definition, in double precision, stays as it is.
     for module in (joint_linear, norm_doge):
-        module.compiled_for_training = lambda x: torch.is_grad_enabled()
+        module.compiled_for_training = lambda x: x.dtype == torch.float32 and torch.is_grad_enabled()
     mlp_doge.prefers_dense = lambda *shape: True
     calls = count_calls()
     for case in json.loads(sys.argv[1]):
