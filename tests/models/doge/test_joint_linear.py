@@ -3,9 +3,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import torch
+from small_models import small_model
 from torch import nn
 
-from small_doge.models.doge import joint_linear, norm_doge
+from small_doge.models.doge import joint_linear, modeling_doge, norm_doge
 from small_doge.models.doge.joint_linear import plain_linear, reshapable, summed_linear
 from small_doge.models.doge.norm_doge import DogeRMSNorm, normed_and_carried
 
@@ -69,3 +70,22 @@ def test_a_norm_that_is_more_than_its_weight_runs_its_own_forward(monkeypatch):
     for norm in (Shifted(3), gathered):
         normed, carried = normed_and_carried(x, norm, residual)
         assert torch.equal(normed, norm(x)) and torch.equal(carried, residual * x)
+
+
+def test_where_the_map_of_the_scores_is_more_than_its_weight_its_own_forward_makes_them(monkeypatch):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = small_model()
+    attention, x = model.model.layers[0].self_attn, torch.randn(1, 5, 64)
+    attention.dt_proj.__class__ = Doubled
+    given = x, *model.model.rotary_emb(x, torch.arange(5)[None])
+    expected = attention.heads(*given)
+    monkeypatch.setattr(joint_linear, "compiled_for_training", lambda x: True)
+    monkeypatch.setattr(modeling_doge, "normed_rotary_heads", lambda *given, **options: "fused")
+    found = attention.heads(*given)
+    assert found != "fused"
+    torch.testing.assert_close(found, expected)
+    attention.dt_proj.__class__ = nn.Linear
+    assert attention.heads(*given) == "fused"
