@@ -121,6 +121,8 @@ std::vector<double> read_bandwidth(size_t bytes, int threads, int repeats, const
 }  // namespace
 
 NB_MODULE(_core, m) {
+    // Python ends with sessions alive where an exception has them in its traceback; that is no leak.
+    nb::set_leak_warnings(false);
     m.def("available_isas", &available_isas);
     m.def("product", &product, nb::arg("weight"), nb::arg("x"), nb::arg("type"), nb::arg("isa"));
     m.def("round_trip", &round_trip, nb::arg("weight"), nb::arg("type"));
