@@ -195,7 +195,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["20M", "60M", "160M", "320M"])
     parser.add_argument("--batches", nargs="+", type=int, default=[64, 32, 32, 16], help="rows a step, one a size")
-    parser.add_argument("--baseline", help="shared/bench/gpu_train.py, to time beside ours")
+    parser.add_argument(
+        "--baseline", help="a script with other steps (its hf, fast and augmented_attn), to time beside ours"
+    )
     parser.add_argument(
         "--prototype", nargs="*", default=["20M"], help="sizes whose prototype is timed (slow to compile)"
     )

@@ -141,6 +141,21 @@ def test_a_shape_is_tried_once_it_has_come_often_or_without_patience(monkeypatch
         assert tried == ([1, 1, 1, 1] if impatient else [0, 0, 1, 1])
 
 
+def test_a_missing_library_is_told_once_and_names_no_algorithm(monkeypatch, caplog):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(cublaslt.ctypes, "CDLL", missing)
+    cublaslt._library.cache_clear()
+    x = torch.randn(2, 2, dtype=torch.bfloat16)
+    try:
+        assert [algorithms(x, x, True, x) for _ in range(2)] == [[], []]
+    finally:
+        cublaslt._library.cache_clear()
+    (record,) = caplog.records
+    assert "training takes torch's choice of products" in record.message
+
+
 def test_patience_comes_back():
     with tuned.without_patience():
         assert tuned._patience == 0

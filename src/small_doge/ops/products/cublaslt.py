@@ -7,12 +7,15 @@ contiguous matrix of torch's is its transpose there, so that out = left @ right 
 from __future__ import annotations
 
 import ctypes
+import logging
 from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 # From cublasLt.h and library_types.h.
 COMPUTE_32F, REAL_32F = 68, 0
@@ -39,12 +42,12 @@ class _Candidate(ctypes.Structure):
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """The library that torch has loaded; None where torch was built without it."""
-    if torch.version.cuda is None:
-        return None
+    """The library that torch has loaded; None, said once, where there is none."""
+    name = f"libcublasLt.so.{(torch.version.cuda or '').split('.')[0]}"
     try:
-        library = ctypes.CDLL(f"libcublasLt.so.{torch.version.cuda.split('.')[0]}")
+        library = ctypes.CDLL(name)
     except OSError:
+        logger.warning("%s cannot be loaded: training takes torch's choice of products, which is slower.", name)
         return None
     library.cublasLtMatrixLayoutCreate.argtypes = [POINTER(c_void_p), c_int, c_uint64, c_uint64, c_int64]
     library.cublasLtMatmul.argtypes = [c_void_p] * 14 + [c_size_t, c_void_p]

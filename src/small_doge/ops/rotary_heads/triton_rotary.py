@@ -20,11 +20,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from small_doge.ops.products import narrow_gradient
 from small_doge.ops.support import traceable
 
 TOKENS = 32
@@ -237,16 +237,8 @@ def _backward(
         traceable(backward_kernel)[grid](joint, *weights, cos, sin, *grads, djoint, parts, **shapes, EPS=eps)
     dweight_HGD = parts.sum(0)
     dweights = [part.sum(0).to(query_weight.dtype) for part in dweight_HGD.split([heads, shapes["G"]])]
-    return djoint, *dweights, _gradient_of_dots(ddot, joint, dot_weight)
-
-
-def _gradient_of_dots(ddot: Tensor, joint: Tensor, dot_weight: Tensor) -> Tensor:
-    """Of the weight: a sum over all tokens, as a product."""
-    rows, width = dot_weight.shape
-    values = joint.flatten(0, 1)[:, -width:]
-    # Rows of 16 bytes: a product with three columns in half precision takes three times as long.
-    padded = F.pad(ddot.flatten(0, 1).to(joint.dtype), (0, -rows % 8))
-    return (padded.T @ values)[:rows].to(dot_weight.dtype)
+    values = joint.flatten(0, 1)[:, -dot_weight.shape[1] :]
+    return djoint, *dweights, narrow_gradient(ddot.flatten(0, 1), values).to(dot_weight.dtype)
 
 
 def _save(ctx, inputs, output) -> None:
