@@ -2,10 +2,12 @@
 
 `causal`: every key up to the query is looked at, with or without horizons: O(T * S) work; for S up to about 2w.
 `sparse`: each span of queries looks at its list of at most w + C keys: O(T * w) work and O(T) memory.
-Forward takes one of two kernels (`choose_tma_tiles`) and backward one of two ways (`choose_plan`), all without atomics:
-outputs and gradients are the same bits every time.
+Forward takes one of three kernels (`choose_gluon`, `choose_tma_tiles`) and backward one of two ways (`choose_plan`),
+all without atomics: outputs and gradients are the same bits every time.
 """
 
+import logging
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ from small_doge.ops.dynamic_mask_attention.triton_lists import index_lists, reac
 from small_doge.ops.dynamic_mask_attention.triton_tma_forward import tma_forward
 from small_doge.ops.support import shared_memory
 
+logger = logging.getLogger(__name__)
+
+GLUON_TRITON = "3.6"
+"""The version of Triton that the kernels in Gluon were tried with."""
 TILES: dict[tuple[str, int, int], Tiles] = {
     # (kernel, head size rounded up to a power of two, bytes of an element)
     ("forward", 64, 2): Tiles(128, 64, 4, 3),
@@ -175,6 +181,11 @@ def _forward(
     scale: float,
     span: int,
 ) -> tuple[Tensor, Tensor]:
+    if choose_gluon(query, key, listed=index is not None, masked=end is not None):
+        from small_doge.ops.dynamic_mask_attention.gluon_forward import gluon_forward
+
+        with torch.cuda.device_of(query):
+            return gluon_forward(query, key, value, score, scale=scale, together=TOGETHER)
     tma_tiles = choose_tma_tiles(query, key, listed=index is not None, masked=end is not None)
     if tma_tiles is not None:
         with torch.cuda.device_of(query):
@@ -217,9 +228,14 @@ def _backward(
     (grad,) = _last_contiguous(grad)
     plan = choose_plan(query, key, listed=index is not None)
     if plan is not None:
+        specialized = choose_gluon(query, key, listed=index is not None, masked=end is not None)
         with torch.cuda.device_of(query):
             return fused_backward(
-                grad, out, lse, query, key, value, score, end, reach, scale=scale, plan=plan, together=TOGETHER
+                *(grad, out, lse, query, key, value, score, end, reach),
+                scale=scale,
+                plan=plan,
+                together=TOGETHER,
+                specialized=specialized,
             )
     layout = _layout(query, key, end, reach, index, span)
     delta = torch.empty_like(lse)
@@ -234,6 +250,26 @@ def _backward(
             for part, whole in zip(parts, wholes, strict=True):
                 gather_pass(part, slot0, count, whole)
     return grad_query, grad_key, grad_value, grad_score
+
+
+def choose_gluon(query: Tensor, key: Tensor, *, listed: bool, masked: bool) -> bool:
+    """The rule for the kernels in Gluon: half precision, heads of 128, as many keys as queries, no lists and no
+    horizons, on a Hopper GPU and with the Triton that they were tried with, for Gluon still changes."""
+    queries, head_size = query.shape[2:]
+    if listed or masked or query.element_size() != 2 or head_size != 128 or queries != key.shape[2]:
+        return False
+    return query.is_cuda and torch.cuda.get_device_capability(query.device)[0] == 9 and gluon_known()
+
+
+@cache
+def gluon_known() -> bool:
+    """Whether Triton is the one whose Gluon was tried; says so, once, where it is another."""
+    if triton.__version__.split(".")[:2] == GLUON_TRITON.split("."):
+        return True
+    logger.warning(
+        "Attention's fastest kernels want Triton %s; with %s others serve.", GLUON_TRITON, triton.__version__
+    )
+    return False
 
 
 def choose_tma_tiles(query: Tensor, key: Tensor, *, listed: bool, masked: bool) -> Tiles | None:

@@ -272,10 +272,12 @@ def fused_backward(
     scale: float,
     plan: Plan,
     together: int,
+    specialized: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of queries, keys, values and scores, in half precision, for as many keys as queries.
 
-    ``together`` key/value heads have their programs side by side (`heaviest_first`).
+    ``together`` key/value heads have their programs side by side (`heaviest_first`). With ``specialized`` the key pass
+    is that of `gluon_backward`, for the same bits.
     """
     batch, heads, queries, head_size = query.shape
     groups = key.shape[1]
@@ -295,20 +297,33 @@ def fused_backward(
     delta_kernel[(room // plan.rows, batch * heads)](
         *(out, grad, lse, rows), *strides(out, grad), **size, heads=heads, room=room, BM=plan.rows
     )
-    tile = [1, 1, plan.rows, size["DP"]]
-    fused_kernel[(blocks * batch * groups,)](
-        *(TensorDescriptor.from_tensor(query, tile), key, value, score, end, TensorDescriptor.from_tensor(grad, tile)),
-        TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]),
-        TensorDescriptor.from_tensor(kept, [plan.keys, plan.rows]),
-        *grads[1:],
-        *strides(key, value, score, *grads[1:]),
-        **size,
-        **shape,
-        scale=scale,
-        BM=plan.rows,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
-    )
+    if specialized:
+        # Not before, for Triton's interpreter has no Gluon.
+        from small_doge.ops.dynamic_mask_attention.gluon_backward import gluon_key_pass
+
+        gluon_key_pass(query, key, value, score, grad, rows, kept, grads[1:], scale=scale, together=together)
+    else:
+        tile = [1, 1, plan.rows, size["DP"]]
+        fused_kernel[(blocks * batch * groups,)](
+            *(
+                TensorDescriptor.from_tensor(query, tile),
+                key,
+                value,
+                score,
+                end,
+                TensorDescriptor.from_tensor(grad, tile),
+            ),
+            TensorDescriptor.from_tensor(rows, [1, 1, plan.rows]),
+            TensorDescriptor.from_tensor(kept, [plan.keys, plan.rows]),
+            *grads[1:],
+            *strides(key, value, score, *grads[1:]),
+            **size,
+            **shape,
+            scale=scale,
+            BM=plan.rows,
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+        )
     query_rows = min(plan.query_rows, (R & -R) * plan.keys)
     product_kernel[(blocks * (R * plan.keys // query_rows) * batch * groups,)](
         *(kept, key, end, reach, grads[0]),

@@ -122,10 +122,8 @@ def tma_forward(
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
     row_tile = [1, 1, tiles.rows, max(16, triton.next_power_of_2(head_size))]
     key_tile = [1, 1, tiles.keys, row_tile[-1]]
-    # A block of keys is read whole: what nobody wrote is later than every query.
-    room = triton.cdiv(queries, tiles.keys) * tiles.keys
-    scores = torch.empty(batch, groups, room, dtype=torch.float32, device=query.device)
-    torch.mul(score, LOG2E.value, out=scores[..., :queries])
+    scores = padded_scores(score, tiles.keys)
+    room = scores.shape[-1]
     if end is not None and room > queries:
         end = pad(end, (0, room - queries))
     tma_forward_kernel[(triton.cdiv(queries, tiles.rows) * batch * heads,)](
@@ -153,6 +151,14 @@ def tma_forward(
         num_stages=tiles.stages,
     )
     return out, lse
+
+
+def padded_scores(score: Tensor, block: int) -> Tensor:
+    """[B, G, S] in base 2, with room for whole blocks: what nobody wrote there is later than every query."""
+    keys = score.shape[-1]
+    scores = torch.empty(*score.shape[:2], triton.cdiv(keys, block) * block, dtype=torch.float32, device=score.device)
+    torch.mul(score, LOG2E.value, out=scores[..., :keys])
+    return scores
 
 
 def fit(x: Tensor) -> Tensor:
