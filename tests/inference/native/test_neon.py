@@ -29,7 +29,8 @@ def sources_and_flags() -> tuple[list[Path], list[str]]:
     names = set(re.findall(r"\$\{core\}/(\w+)\.cpp", text)) - {"bindings", "kernels_avx2", "kernels_avx512"}
     flags = " ".join(re.findall(r"target_compile_options\(_core PRIVATE (-[^)]*)\)", text)).split()
     assert "kernels_neon" in names and "-O3" in flags
-    return [CORE / f"{name}.cpp" for name in sorted(names)], ["-std=c++17", "-DSMALL_DOGE_ARM64", *flags]
+    release = ["-std=gnu++17", "-DNDEBUG", "-fPIC"]  # what CMake adds by itself
+    return [CORE / f"{name}.cpp" for name in sorted(names)], [*release, "-DSMALL_DOGE_ARM64", *flags]
 
 
 def run(*command: object) -> str:
