@@ -111,7 +111,12 @@ def differentiate(
         mbarrier.wait(held_full, turn % 2)
         own_key = key.index(HALF).reshape([SQUARE, HEAD])
         own_value = value.index(HALF).reshape([SQUARE, HEAD])
-        for step in range(2 * block * R, steps * R):
+        for _ in range(HALF * R):
+            # Queries before all of this group's keys.
+            mbarrier.wait(full.index(step_turn % STAGES), step_turn // STAGES % 2)
+            mbarrier.arrive(empty.index(step_turn % STAGES), count=1)
+            step_turn += 1
+        for step in range(own * R, steps * R):
             tile = step // R
             stage = step_turn % STAGES
             query = q.index(stage).reshape([SQUARE, HEAD])
@@ -123,7 +128,7 @@ def differentiate(
             logits = warpgroup_mma_wait(1, [logits])
             weights = gl.exp2(logits * (scale * LOG2E) + bias - row)
             # Some queries are before some key.
-            if tile < 2 * block + 2:
+            if tile == own:
                 token = tile * SQUARE + gl.arange(0, SQUARE, along_queries)
                 weights = gl.where(gl.expand_dims(token, 0) >= gl.expand_dims(key_at, 1), weights, 0.0)
             rounded = gl.convert_layout(weights.to(q.dtype), operand)
@@ -134,13 +139,12 @@ def differentiate(
             grad_score += gl.sum(dlogits, 1)
             dlogits = dlogits.to(q.dtype)
             grad_key = warpgroup_mma(gl.convert_layout(dlogits, operand), query, grad_key, is_async=True)
-            if tile >= own:
-                # What lay there two steps before has been read by then.
-                tma.store_wait(1)
-                kept.index(step % 2).store(dlogits)
-                fence_async_shared()
-                place = ((first + tile * (tile + 1) // 2) * R + step % R) * SQUARE
-                tma.async_copy_shared_to_global(kept_desc, [place, 0], kept.index(step % 2))
+            # What lay there two steps before has been read by then.
+            tma.store_wait(1)
+            kept.index(step % 2).store(dlogits)
+            fence_async_shared()
+            place = ((first + tile * (tile + 1) // 2) * R + step % R) * SQUARE
+            tma.async_copy_shared_to_global(kept_desc, [place, 0], kept.index(step % 2))
             grad_value, grad_key = warpgroup_mma_wait(0, [grad_value, grad_key])
             mbarrier.arrive(empty.index(stage), count=1)
             step_turn += 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from small_doge.ops.normed_residual.naive import naive_normed_residual
 from small_doge.ops.support import traceable
 
-TOKENS = 32
+TOKENS = 64
 """Of a program."""
 
 
