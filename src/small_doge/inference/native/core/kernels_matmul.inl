@@ -10,11 +10,50 @@ constexpr int panels_at_once() {
     return is_integer(type) && panels > 2 ? 2 : panels;
 }
 
+// Columns that a tile multiplies in one go.
+struct Columns {
+    int first, last;
+};
+
+// Bytes of one column of a panel.
+constexpr int column_bytes(Type type) {
+    return type == Type::f32 ? kPanel * 4 : type == Type::bf16 ? kPanel * 2 : type == Type::int8 ? kPanel : kPanel / 2;
+}
+
+// Where the weights of a panel from a column on lie.
+template <Type type>
+inline const uint8_t* weights_at(const Matrix& m, int panel, int column) {
+    return m.data + m.panel_bytes * panel + size_t(column) * column_bytes(type);
+}
+
+// What a tile asks memory for as it multiplies, `step` bytes on with every line of its own panel. The tiles of several
+// tokens share out what is read behind them: one of them alone would ask faster than memory answers, and wait. That of
+// one token asks for as much as it reads, and needs no second pointer.
+template <int T>
+struct Request {
+    const uint8_t* at;
+    ptrdiff_t ahead;
+    int step;
+
+    void line(const uint8_t* w, size_t offset) const { prefetch((T == 1 ? w + ahead : at) + offset); }
+    void advance() { at += T == 1 ? 0 : step; }
+};
+
+// Of the tile's inputs, a pointer a token: the loop over columns then adds to one index.
+template <int T>
+struct Inputs {
+    const float* token[T];
+    explicit Inputs(const Activations& x) {
+        for (int t = 0; t < T; ++t) token[t] = x.values + size_t(t) * x.ld;
+    }
+};
+
 template <int P, int T>
-inline void clear(F (&tile)[P][T][NV]) {
-    for (auto& rows : tile)
-        for (auto& token : rows)
-            for (F& x : token) x = zero();
+inline void load_tile(F (&tile)[P][T][NV], bool empty, const float* out, int ldo) {
+    SMALL_DOGE_UNROLL
+    for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
+    for (int t = 0; t < T; ++t) SMALL_DOGE_UNROLL
+    for (int v = 0; v < NV; ++v) tile[p][t][v] = empty ? zero() : load(out + size_t(t) * ldo + p * kPanel + v * W);
 }
 
 template <int P, int T>
@@ -26,50 +65,62 @@ inline void store_tile(const F (&tile)[P][T][NV], float* out, int ldo) {
 }
 
 template <int P, int T>
-void panel_f32(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
-    const size_t next = m.panel_bytes / sizeof(float);
-    const float* w = reinterpret_cast<const float*>(m.data) + panel * next;
+void panel_f32(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+    constexpr int U = 2;  // columns unrolled
+    const uint8_t* w = weights_at<Type::f32>(m, panel, c.first);
     F acc[P][T][NV];
-    clear(acc);
-    for (int k = 0; k < m.cols_p; ++k, w += kPanel) {
+    load_tile(acc, c.first == 0, out, ldo);
+    const Inputs<T> in(x);
+    for (ptrdiff_t k = c.first; k < c.last; k += U) {
         SMALL_DOGE_UNROLL
-        for (int p = 0; p < P; ++p) {
-            prefetch(reinterpret_cast<const uint8_t*>(w + p * next) + ahead);
-            F wv[NV];
+        for (int u = 0; u < U; ++u, w += kPanel * 4) {
             SMALL_DOGE_UNROLL
-            for (int v = 0; v < NV; ++v) wv[v] = load(w + p * next + v * W);
-            SMALL_DOGE_UNROLL
-            for (int t = 0; t < T; ++t) {
-                const F xv = set1(x.values[size_t(t) * x.ld + k]);
+            for (int p = 0; p < P; ++p) {
+                soon.line(w, p * m.panel_bytes);
+                F wv[NV];
                 SMALL_DOGE_UNROLL
-                for (int v = 0; v < NV; ++v) acc[p][t][v] = fma(wv[v], xv, acc[p][t][v]);
+                for (int v = 0; v < NV; ++v)
+                    wv[v] = load(reinterpret_cast<const float*>(w + p * m.panel_bytes) + v * W);
+                SMALL_DOGE_UNROLL
+                for (int t = 0; t < T; ++t) {
+                    const F xv = set1(in.token[t][k + u]);
+                    SMALL_DOGE_UNROLL
+                    for (int v = 0; v < NV; ++v) acc[p][t][v] = fma(wv[v], xv, acc[p][t][v]);
+                }
             }
+            soon.advance();
         }
     }
     store_tile(acc, out, ldo);
 }
 
 template <int P, int T>
-void panel_bf16(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
-    const uint8_t* w = m.data + m.panel_bytes * panel;
+void panel_bf16(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+    constexpr int U = T == 1 ? 1 : 2;  // pairs of columns unrolled; with four panels registers do not suffice
+    const uint8_t* w = weights_at<Type::bf16>(m, panel, c.first);
     F acc[P][T][NV];
-    clear(acc);
-    for (int k = 0; k < m.cols_p; k += 2, w += kPanel * 4) {
+    load_tile(acc, c.first == 0, out, ldo);
+    const Inputs<T> in(x);
+    for (ptrdiff_t k = c.first; k < c.last; k += 2 * U) {
         SMALL_DOGE_UNROLL
-        for (int p = 0; p < P; ++p) prefetch(w + p * m.panel_bytes + ahead);
-        SMALL_DOGE_UNROLL
-        for (int odd = 0; odd < 2; ++odd) {
-            F xv[T];
+        for (int u = 0; u < U; ++u, w += kPanel * 4) {
             SMALL_DOGE_UNROLL
-            for (int t = 0; t < T; ++t) xv[t] = set1(x.values[size_t(t) * x.ld + k + odd]);
+            for (int p = 0; p < P; ++p) soon.line(w, p * m.panel_bytes);
+            soon.advance();
             SMALL_DOGE_UNROLL
-            for (int p = 0; p < P; ++p) {
+            for (int odd = 0; odd < 2; ++odd) {
+                F xv[T];
                 SMALL_DOGE_UNROLL
-                for (int v = 0; v < NV; ++v) {
-                    const uint8_t* at = w + p * m.panel_bytes + v * W * 4;
-                    const F wv = odd ? load_odd(at) : load_even(at);
+                for (int t = 0; t < T; ++t) xv[t] = set1(in.token[t][k + 2 * u + odd]);
+                SMALL_DOGE_UNROLL
+                for (int p = 0; p < P; ++p) {
                     SMALL_DOGE_UNROLL
-                    for (int t = 0; t < T; ++t) acc[p][t][v] = fma(wv, xv[t], acc[p][t][v]);
+                    for (int v = 0; v < NV; ++v) {
+                        const uint8_t* at = w + p * m.panel_bytes + v * W * 4;
+                        const F wv = odd ? load_odd(at) : load_even(at);
+                        SMALL_DOGE_UNROLL
+                        for (int t = 0; t < T; ++t) acc[p][t][v] = fma(wv, xv[t], acc[p][t][v]);
+                    }
                 }
             }
         }
@@ -77,39 +128,60 @@ void panel_bf16(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
     store_tile(acc, out, ldo);
 }
 
-// Group g's integer sums, scaled, into `out`: the sum over groups waits there, for registers are short.
+// Where one group's scales and sums are: those of the first panel and token, and how far it is to the next.
+struct Group {
+    const bf16* w_scale;
+    const float* x_scale;
+    const int32_t* x_sum;
+    size_t panel, token;
+
+    Group(const Matrix& m, int first_panel, const Activations& x, int g)
+        : w_scale(m.scales + (size_t(first_panel) * m.groups + g) * kPanel),
+          x_scale(x.scale + g),
+          x_sum(x.sum + g),
+          panel(size_t(m.groups) * kPanel),
+          token(x.ld_groups) {}
+    void advance() {
+        w_scale += kPanel;
+        ++x_scale;
+        ++x_sum;
+    }
+};
+
+// The group's integer sums, scaled, into `out`: the sum over groups waits there, for registers are short.
 template <int P, int T, class Sum>
-inline void add_group(const Matrix& m, int panel, int g, const Activations& x, Sum sum, float* out, int ldo) {
+inline void add_group(const Group& g, bool empty, Sum sum, float* out, int ldo) {
     // All read before the first store, which might be to any of them for all a compiler knows.
     F w_scale[P][NV], x_scale[T];
     SMALL_DOGE_UNROLL
     for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
-    for (int v = 0; v < NV; ++v) w_scale[p][v] = load(m.scales + ((size_t(panel + p) * m.groups + g) * kPanel + v * W));
+    for (int v = 0; v < NV; ++v) w_scale[p][v] = load(g.w_scale + p * g.panel + v * W);
     SMALL_DOGE_UNROLL
-    for (int t = 0; t < T; ++t) x_scale[t] = set1(x.scale[size_t(t) * x.ld_groups + g]);
+    for (int t = 0; t < T; ++t) x_scale[t] = set1(g.x_scale[t * g.token]);
     SMALL_DOGE_UNROLL
     for (int t = 0; t < T; ++t) SMALL_DOGE_UNROLL
     for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
     for (int v = 0; v < NV; ++v) {
         float* o = out + size_t(t) * ldo + p * kPanel + v * W;
-        store(o, fma(sum(p, t, v), mul(w_scale[p][v], x_scale[t]), g ? load(o) : zero()));
+        store(o, fma(sum(p, t, v), mul(w_scale[p][v], x_scale[t]), empty ? zero() : load(o)));
     }
 }
 
 template <int P, int T>
-void panel_int8(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
+void panel_int8(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
     constexpr int U = 2;  // steps unrolled
-    const uint8_t* w = m.data + m.panel_bytes * panel;
-    for (int g = 0; g < m.groups; ++g) {
+    const uint8_t* w = weights_at<Type::int8>(m, panel, c.first);
+    Group group(m, panel, x, c.first / kGroup8);
+    for (int k = c.first; k < c.last; k += kGroup8, group.advance()) {
         I acc[P][T][NV];
         SMALL_DOGE_UNROLL
         for (int t = 0; t < T; ++t) {
-            const I start = int_start(x.sum[t * x.ld_groups + g]);
+            const I start = int_start(group.x_sum[t * group.token]);
             SMALL_DOGE_UNROLL
             for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
             for (int v = 0; v < NV; ++v) acc[p][t][v] = start;
         }
-        const int8_t* q = x.q + size_t(g) * (kGroup8 / 4 * kX4);
+        const int8_t* q = x.q + k / 4 * kX4;
         for (int step = 0; step < kGroup8 / 4; step += U) {
             SMALL_DOGE_UNROLL
             for (int u = 0; u < U; ++u) {
@@ -118,7 +190,8 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
                 for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
                 for (int v = 0; v < NV; ++v) wv[p][v] = load_w4(w + p * m.panel_bytes + (u * NV + v) * (W * 4));
                 SMALL_DOGE_UNROLL
-                for (int p = 0; p < P && T == 1; ++p) prefetch(w + ahead + p * m.panel_bytes + u * kPanel * 4);
+                for (int p = 0; p < P && (T == 1 || u == 0); ++p) soon.line(w + u * kPanel * 4, p * m.panel_bytes);
+                soon.advance();
                 SMALL_DOGE_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const X4 xq = broadcast4(q + size_t(t) * x.ld * kBytesX + u * kX4);
@@ -130,19 +203,20 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
             w += U * kPanel * 4;
             q += U * kX4;
         }
-        add_group<P, T>(m, panel, g, x, [&](int p, int t, int v) { return to_float(acc[p][t][v]); }, out, ldo);
+        add_group<P, T>(group, k == 0, [&](int p, int t, int v) { return to_float(acc[p][t][v]); }, out, ldo);
     }
 }
 
 template <int P, int T>
-void panel_int4(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahead, float* out, int ldo) {
-    const uint8_t* w = m.data + m.panel_bytes * panel;
-    for (int g = 0; g < m.groups; ++g) {
+void panel_int4(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+    const uint8_t* w = weights_at<Type::int4>(m, panel, c.first);
+    Group group(m, panel, x, c.first / kGroup4);
+    for (int k = c.first; k < c.last; k += kGroup4, group.advance()) {
         N acc[P][T][NV];
         for (auto& a : acc)
             for (auto& b : a)
                 for (N& c : b) c = nibble_start();
-        const int8_t* q = x.q + size_t(g) * kGroup4;
+        const int8_t* q = x.q + k;
         SMALL_DOGE_ROLLED
         for (int j = 0; j < 4; ++j, w += kPanel * 4, q += 4) {
             W4 low[P][NV], high[P][NV];
@@ -150,7 +224,7 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
             for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
             for (int v = 0; v < NV; ++v) load_nibbles(w + p * m.panel_bytes + v * W * 4, low[p][v], high[p][v]);
             SMALL_DOGE_UNROLL
-            for (int p = 0; p < P && T == 1; ++p) prefetch(w + ahead + p * m.panel_bytes);
+            for (int p = 0; p < P && T == 1; ++p) soon.line(w, p * m.panel_bytes);
             SMALL_DOGE_UNROLL
             for (int t = 0; t < T; ++t) {
                 const int8_t* xq = q + size_t(t) * x.ld * kBytesX;
@@ -163,54 +237,71 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, ptrdiff_t ahea
             }
         }
         int32_t sum[T];
-        for (int t = 0; t < T; ++t) sum[t] = x.sum[size_t(t) * x.ld_groups + g];
+        for (int t = 0; t < T; ++t) sum[t] = group.x_sum[t * group.token];
         add_group<P, T>(
-            m, panel, g, x, [&](int p, int t, int v) { return nibble_end(acc[p][t][v], sum[t]); }, out, ldo);
+            group, k == 0, [&](int p, int t, int v) { return nibble_end(acc[p][t][v], sum[t]); }, out, ldo);
     }
 }
 
+// What is read behind a tile or null, and which of how many shares of it the tile asks for: none from the last on.
+struct Next {
+    const uint8_t* at;
+    int share, shares;
+};
+
 template <Type type, int P, int T>
-void panels(const Matrix& m, int panel, const Activations& x, const uint8_t* then, float* out, int ldo) {
-    const ptrdiff_t ahead = then ? then - (m.data + m.panel_bytes * panel) : 0;
+void panels(const Matrix& m, int panel, const Activations& x, Columns c, Next next, float* out, int ldo) {
+    const uint8_t* w = weights_at<type>(m, panel, c.first);
+    const int bytes = (c.last - c.first) * column_bytes(type);
+    const bool asks = next.at && next.share < next.shares;
+    const uint8_t* at = asks ? next.at + bytes / next.shares * next.share : w;
+    const Request<T> soon{at, at - w, asks ? 64 / next.shares : 0};
     float* o = out + size_t(panel) * kPanel;
-    if constexpr (type == Type::f32) panel_f32<P, T>(m, panel, x, ahead, o, ldo);
-    if constexpr (type == Type::bf16) panel_bf16<P, T>(m, panel, x, ahead, o, ldo);
-    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, ahead, o, ldo);
-    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, ahead, o, ldo);
+    if constexpr (type == Type::f32) panel_f32<P, T>(m, panel, x, c, soon, o, ldo);
+    if constexpr (type == Type::bf16) panel_bf16<P, T>(m, panel, x, c, soon, o, ldo);
+    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, c, soon, o, ldo);
+    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, c, soon, o, ldo);
 }
 
-// The panels [first, last) for `tokens` <= T of them. first_read: they come from beyond the first-level cache, so that
-// each asks for the one behind it and the last for `then`, which this thread reads next.
+// The panels [first, last) for `tokens` <= T of them, each asking for the one behind it and the last for next.at.
 template <Type type, int T>
-void tile(const Matrix& m, const Activations& x, int tokens, bool first_read, float* out, int ldo, int first, int last,
-          const uint8_t* then) {
+void tile(const Matrix& m, const Activations& x, int tokens, Columns c, Next next, float* out, int ldo, int first,
+          int last) {
     if constexpr (T > 1) {
-        if (tokens < T) return tile<type, T - 1>(m, x, tokens, first_read, out, ldo, first, last, then);
+        if (tokens < T) return tile<type, T - 1>(m, x, tokens, c, next, out, ldo, first, last);
     }
     constexpr int P = panels_at_once<type, T>();
     const auto behind = [&](int panel) {
-        return !first_read ? nullptr : panel < last ? m.data + m.panel_bytes * panel : then;
+        return Next{panel < last ? weights_at<type>(m, panel, c.first) : next.at, next.share, next.shares};
     };
-    for (; first + P <= last; first += P) panels<type, P, T>(m, first, x, behind(first + P), out, ldo);
+    for (; first + P <= last; first += P) panels<type, P, T>(m, first, x, c, behind(first + P), out, ldo);
     if constexpr (P > 2)
-        for (; first + 2 <= last; first += 2) panels<type, 2, T>(m, first, x, behind(first + 2), out, ldo);
-    for (; first < last; ++first) panels<type, 1, T>(m, first, x, behind(first + 1), out, ldo);
+        for (; first + 2 <= last; first += 2) panels<type, 2, T>(m, first, x, c, behind(first + 2), out, ldo);
+    for (; first < last; ++first) panels<type, 1, T>(m, first, x, c, behind(first + 1), out, ldo);
 }
 
 template <Type type, int Most>
 void product(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
              const uint8_t* then) {
-    const bool few = tokens <= 2 * Most;
-    if (tokens <= Most) return tile<type, Most>(m, x, tokens, true, out, ldo, first, last, then);
+    if (tokens <= Most) return tile<type, Most>(m, x, tokens, {0, m.cols_p}, {then, 0, 1}, out, ldo, first, last);
+    // The columns go by blocks that the first-level cache holds until the last token has been multiplied by them.
+    constexpr int P = panels_at_once<type, Most>(), kBlock = 16384;
+    constexpr int columns = kBlock / (P * column_bytes(type));
+    const int shares = tokens <= 3 * Most ? 2 : tokens <= 7 * Most ? 4 : 8;
     for (int panel = first; panel < last;) {
-        const int end = panel + panels_at_once<type, Most>() < last ? panel + panels_at_once<type, Most>() : last;
-        for (int t = 0; t < tokens;) {
-            const int left = tokens - t;
-            // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
-            const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
-            tile<type, Most>(m, x.from(t), n, few || t == 0, out + size_t(t) * ldo, ldo, panel, end,
-                             m.data + m.panel_bytes * end);
-            t += n;
+        const int end = panel + P < last ? panel + P : last;
+        for (Columns c{0, 0}; c.last < m.cols_p;) {
+            c = {c.last, c.last + columns < m.cols_p ? c.last + columns : m.cols_p};
+            const uint8_t* behind = c.last < m.cols_p ? weights_at<type>(m, panel, c.last)
+                                    : end < last      ? weights_at<type>(m, end, 0)
+                                                      : then;
+            for (int t = 0, share = 0; t < tokens; ++share) {
+                const int left = tokens - t;
+                // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
+                const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
+                tile<type, Most>(m, x.from(t), n, c, {behind, share, shares}, out + size_t(t) * ldo, ldo, panel, end);
+                t += n;
+            }
         }
         panel = end;
     }

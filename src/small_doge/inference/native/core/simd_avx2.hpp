@@ -95,7 +95,14 @@ using W4 = __m256i;
 inline W4 load_w4(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 inline I dot4(I acc, W4 w, X4 x) {
     const __m256i pairs = _mm256_maddubs_epi16(x.magnitude, _mm256_xor_si256(w, x.sign));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    const __m256i fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#if defined(__GNUC__)
+    // In place: GCC would keep the sums in other registers after each step and move them back.
+    __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(fours));
+    return acc;
+#else
+    return _mm256_add_epi32(acc, fours);
+#endif
 }
 inline F to_float(I x) { return _mm256_cvtepi32_ps(x); }
 
