@@ -2,6 +2,13 @@
 
 namespace {
 
+// Slots whose values stay in the first-level cache between two column tiles. One or two rows find them in memory, which
+// is read fastest in its order: few slots at a time, and those behind them asked for.
+template <int R>
+constexpr int slots_at_once() {
+    return R > 2 ? 64 : 16;
+}
+
 template <class T, int R, int C>
 inline void mix_tile(const float* p, int ldp, const T* values, int n, int dim, float* out) {
     F acc[R][C];
@@ -11,6 +18,7 @@ inline void mix_tile(const float* p, int ldp, const T* values, int n, int dim, f
         F v[C];
         SMALL_DOGE_UNROLL
         for (int c = 0; c < C; ++c) v[c] = load(values + size_t(j) * dim + c * W);
+        if (R <= 2) prefetch(reinterpret_cast<const uint8_t*>(values + size_t(j + slots_at_once<R>()) * dim));
         SMALL_DOGE_UNROLL
         for (int r = 0; r < R; ++r) {
             const F w = set1(p[size_t(r) * ldp + j]);
@@ -24,7 +32,7 @@ inline void mix_tile(const float* p, int ldp, const T* values, int n, int dim, f
 
 template <class T, int R, int C>
 void mix_rows(const float* p, int ldp, const T* values, int n, int dim, float* out) {
-    constexpr int kSlots = 64;  // values that stay in the first-level cache between two column tiles
+    constexpr int kSlots = slots_at_once<R>();
     for (int j = 0; j < n; j += kSlots) {
         const int count = n - j < kSlots ? n - j : kSlots;
         const T* v = values + size_t(j) * dim;
