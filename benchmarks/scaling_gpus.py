@@ -73,12 +73,12 @@ def model_fields(size: str) -> dict[str, Any]:
     return TINY | {"vocab_size": 512} if size == "tiny" else {"size": size, "vocab_size": 32768}
 
 
-def make_inputs(folder: Path, length: int) -> None:
-    """Random rows of tokens and a tokenizer, in `folder`."""
+def make_inputs(folder: Path, length: int, rows: int) -> None:
+    """So many random rows of tokens and a tokenizer, in `folder`."""
     from datasets import Dataset, DatasetDict
 
     rng = np.random.default_rng(0)
-    ids = rng.integers(3, 500, (4096, length), dtype=np.int32)
+    ids = rng.integers(3, 500, (rows, length), dtype=np.int32)
     rows = Dataset.from_dict({"input_ids": list(ids), "seq_lengths": [[length]] * len(ids)})
     DatasetDict({"train": rows}).save_to_disk(str(folder / "rows"))
     train_tokenizer(["A text to make a tokenizer of."] * 50, vocab_size=300, min_frequency=1).save_pretrained(
@@ -86,9 +86,13 @@ def make_inputs(folder: Path, length: int) -> None:
     )
 
 
-def recipe(run: Run, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+def steps_of(run: Run, options: argparse.Namespace) -> int:
     # A step of the released batch is long: of those, fewer.
-    steps = max(6, options.steps // 5) if run.kind == "strong" else options.steps
+    return max(6, options.steps // 5) if run.kind == "strong" else options.steps
+
+
+def recipe(run: Run, inputs: Path, options: argparse.Namespace) -> dict[str, Any]:
+    steps = steps_of(run, options)
     return {
         "model_config": model_fields(run.size),
         "tokenizer_name_or_path": str(inputs / "tokenizer"),
@@ -267,8 +271,10 @@ def main() -> None:
     device = device_name(default_device())
     shared = {"device": f"{available} x {device}", **origin()}
     with tempfile.TemporaryDirectory() as folder:
-        make_inputs(Path(folder), 32 if options.sizes == ["tiny"] else 2048)
         runs = plan(options, Path(folder) / "runs")
+        # None is seen twice: a run that begins its rows anew waits for them.
+        rows_needed = max(steps_of(run, options) * run.gpus * run.micro * run.accumulation for run in runs)
+        make_inputs(Path(folder), 32 if options.sizes == ["tiny"] else 2048, rows_needed)
         run_all(runs, Path(folder), options, available)
     ones = {(run.kind, run.size): run for run in runs if run.gpus == 1}
     rows = [row for run in runs for row in rows_of(run, ones.get((run.kind, run.size)), shared)]

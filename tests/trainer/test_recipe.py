@@ -50,12 +50,13 @@ def test_names_of_earlier_releases_are_understood(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("learning_rat: 1e-3\n", "did you mean 'learning_rate'"),
+        ("on: 1\n", "there is no option True"),
         ("max_steps: many\n", "max_steps is 'many', which is not int"),
         ("bf16: true\nfp16: true\n", "choose one"),
         ("just a sentence\n", "holds no `name: value` lines"),
         ("a: [1\n", "is not valid YAML"),
     ],
-    ids=["a typo", "a word for a number", "both half precisions", "no mapping", "broken YAML"],
+    ids=["a typo", "a boolean for a name", "a word for a number", "both half precisions", "no mapping", "broken YAML"],
 )
 def test_refuses_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:

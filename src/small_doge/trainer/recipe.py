@@ -66,7 +66,8 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     for given, value in values.items():
         name = RENAMED.get(given, given)
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
+            # YAML reads on, off, yes and no as booleans.
+            near = difflib.get_close_matches(str(name), sorted(known), n=1)
             mend = f"did you mean {near[0]!r}?" if near else "remove it."
             raise ValueError(f"{origin[given]}: there is no option {given!r} in {kind.__name__}: {mend}")
         arguments[name] = _coerce(value, hints[name], f"{origin[given]}: {given}")

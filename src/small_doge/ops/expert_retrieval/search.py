@@ -13,7 +13,8 @@ from small_doge.ops.expert_retrieval.candidates import rank_pairs
 from small_doge.ops.support import has_triton
 
 KERNEL_KEYS, KERNEL_TOP_K = 128, 32
-"""The most keys of a half and experts a token that the kernel sorts in registers; beyond, torch sorts."""
+"""The most keys of a half and experts a token that the kernel sorts in registers. Beyond, torch sorts, and on a GPU its
+gradients are added in any order unless it is told to be deterministic."""
 
 
 def search_experts(scores_2Nn: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
