@@ -27,7 +27,7 @@ def quantized_input(x: np.ndarray, group: int) -> np.ndarray:
 @pytest.mark.parametrize("isa", isas())
 def test_product_equals_the_widened_weights_times_the_rounded_input(isa: str, dtype: str, tokens: int) -> None:
     rng = np.random.default_rng(tokens)
-    for rows, cols in [(16, 128), (37, 96), (80, 200), (33, 17)]:
+    for rows, cols in [(16, 128), (37, 96), (80, 200), (33, 17), (70, 2300)]:
         weight = rng.standard_normal((rows, cols), np.float32)
         x = rng.standard_normal((tokens, cols), np.float32)
         got = native._core.product(weight, x, TYPES[dtype], isa)
@@ -36,13 +36,14 @@ def test_product_equals_the_widened_weights_times_the_rounded_input(isa: str, dt
         np.testing.assert_allclose(got, rounded @ wide.T, rtol=0, atol=2e-5 * cols)
 
 
+@pytest.mark.parametrize("cols", [200, 2300], ids=lambda n: f"{n} columns")
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("isa", isas())
-def test_a_tokens_product_is_the_same_to_the_bit_in_any_company(isa: str, dtype: str) -> None:
+def test_a_tokens_product_is_the_same_to_the_bit_in_any_company(isa: str, dtype: str, cols: int) -> None:
     rng = np.random.default_rng(0)
-    weight, x = rng.standard_normal((80, 200), np.float32), rng.standard_normal((16, 200), np.float32)
+    weight, x = rng.standard_normal((80, cols), np.float32), rng.standard_normal((40, cols), np.float32)
     together = native._core.product(weight, x, TYPES[dtype], isa)
-    for tokens in range(1, 16):
+    for tokens in (*range(1, 20), 31):
         np.testing.assert_array_equal(native._core.product(weight, x[:tokens], TYPES[dtype], isa), together[:tokens])
 
 

@@ -26,17 +26,26 @@ inline const uint8_t* weights_at(const Matrix& m, int panel, int column) {
     return m.data + m.panel_bytes * panel + size_t(column) * column_bytes(type);
 }
 
-// What a tile asks memory for as it multiplies, `step` bytes on with every line of its own panel. The tiles of several
-// tokens share out what is read behind them: one of them alone would ask faster than memory answers, and wait. That of
-// one token asks for as much as it reads, and needs no second pointer.
-template <int T>
-struct Request {
-    const uint8_t* at;
+// How a tile asks memory, with every line of its own panel, for what is read behind it. Alone it asks for as much as it
+// reads. The tiles of several tokens share it out, `step` bytes a line, for one of them would ask faster than memory
+// answers, and wait. Those of all further tokens ask for nothing.
+struct AskAlone {
+    static constexpr bool kOften = true;
     ptrdiff_t ahead;
+    void line(const uint8_t* w, size_t offset) const { prefetch(w + ahead + offset); }
+    void advance() {}
+};
+struct AskShare {
+    static constexpr bool kOften = false;
+    const uint8_t* at;
     int step;
-
-    void line(const uint8_t* w, size_t offset) const { prefetch((T == 1 ? w + ahead : at) + offset); }
-    void advance() { at += T == 1 ? 0 : step; }
+    void line(const uint8_t*, size_t offset) const { prefetch(at + offset); }
+    void advance() { at += step; }
+};
+struct AskNothing {
+    static constexpr bool kOften = false;
+    void line(const uint8_t*, size_t) const {}
+    void advance() {}
 };
 
 // Of the tile's inputs, a pointer a token: the loop over columns then adds to one index.
@@ -64,8 +73,8 @@ inline void store_tile(const F (&tile)[P][T][NV], float* out, int ldo) {
     for (int v = 0; v < NV; ++v) store(out + size_t(t) * ldo + p * kPanel + v * W, tile[p][t][v]);
 }
 
-template <int P, int T>
-void panel_f32(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+template <int P, int T, class Ask>
+void panel_f32(const Matrix& m, int panel, const Activations& x, Columns c, Ask ask, float* out, int ldo) {
     constexpr int U = 2;  // columns unrolled
     const uint8_t* w = weights_at<Type::f32>(m, panel, c.first);
     F acc[P][T][NV];
@@ -76,7 +85,7 @@ void panel_f32(const Matrix& m, int panel, const Activations& x, Columns c, Requ
         for (int u = 0; u < U; ++u, w += kPanel * 4) {
             SMALL_DOGE_UNROLL
             for (int p = 0; p < P; ++p) {
-                soon.line(w, p * m.panel_bytes);
+                ask.line(w, p * m.panel_bytes);
                 F wv[NV];
                 SMALL_DOGE_UNROLL
                 for (int v = 0; v < NV; ++v)
@@ -88,14 +97,14 @@ void panel_f32(const Matrix& m, int panel, const Activations& x, Columns c, Requ
                     for (int v = 0; v < NV; ++v) acc[p][t][v] = fma(wv[v], xv, acc[p][t][v]);
                 }
             }
-            soon.advance();
+            ask.advance();
         }
     }
     store_tile(acc, out, ldo);
 }
 
-template <int P, int T>
-void panel_bf16(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+template <int P, int T, class Ask>
+void panel_bf16(const Matrix& m, int panel, const Activations& x, Columns c, Ask ask, float* out, int ldo) {
     constexpr int U = T == 1 ? 1 : 2;  // pairs of columns unrolled; with four panels registers do not suffice
     const uint8_t* w = weights_at<Type::bf16>(m, panel, c.first);
     F acc[P][T][NV];
@@ -105,8 +114,8 @@ void panel_bf16(const Matrix& m, int panel, const Activations& x, Columns c, Req
         SMALL_DOGE_UNROLL
         for (int u = 0; u < U; ++u, w += kPanel * 4) {
             SMALL_DOGE_UNROLL
-            for (int p = 0; p < P; ++p) soon.line(w, p * m.panel_bytes);
-            soon.advance();
+            for (int p = 0; p < P; ++p) ask.line(w, p * m.panel_bytes);
+            ask.advance();
             SMALL_DOGE_UNROLL
             for (int odd = 0; odd < 2; ++odd) {
                 F xv[T];
@@ -167,8 +176,8 @@ inline void add_group(const Group& g, bool empty, Sum sum, float* out, int ldo) 
     }
 }
 
-template <int P, int T>
-void panel_int8(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+template <int P, int T, class Ask>
+void panel_int8(const Matrix& m, int panel, const Activations& x, Columns c, Ask ask, float* out, int ldo) {
     constexpr int U = 2;  // steps unrolled
     const uint8_t* w = weights_at<Type::int8>(m, panel, c.first);
     Group group(m, panel, x, c.first / kGroup8);
@@ -190,8 +199,8 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, Columns c, Req
                 for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
                 for (int v = 0; v < NV; ++v) wv[p][v] = load_w4(w + p * m.panel_bytes + (u * NV + v) * (W * 4));
                 SMALL_DOGE_UNROLL
-                for (int p = 0; p < P && (T == 1 || u == 0); ++p) soon.line(w + u * kPanel * 4, p * m.panel_bytes);
-                soon.advance();
+                for (int p = 0; p < P && (Ask::kOften || u == 0); ++p) ask.line(w + u * kPanel * 4, p * m.panel_bytes);
+                ask.advance();
                 SMALL_DOGE_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const X4 xq = broadcast4(q + size_t(t) * x.ld * kBytesX + u * kX4);
@@ -207,8 +216,8 @@ void panel_int8(const Matrix& m, int panel, const Activations& x, Columns c, Req
     }
 }
 
-template <int P, int T>
-void panel_int4(const Matrix& m, int panel, const Activations& x, Columns c, Request<T> soon, float* out, int ldo) {
+template <int P, int T, class Ask>
+void panel_int4(const Matrix& m, int panel, const Activations& x, Columns c, Ask ask, float* out, int ldo) {
     const uint8_t* w = weights_at<Type::int4>(m, panel, c.first);
     Group group(m, panel, x, c.first / kGroup4);
     for (int k = c.first; k < c.last; k += kGroup4, group.advance()) {
@@ -224,7 +233,7 @@ void panel_int4(const Matrix& m, int panel, const Activations& x, Columns c, Req
             for (int p = 0; p < P; ++p) SMALL_DOGE_UNROLL
             for (int v = 0; v < NV; ++v) load_nibbles(w + p * m.panel_bytes + v * W * 4, low[p][v], high[p][v]);
             SMALL_DOGE_UNROLL
-            for (int p = 0; p < P && T == 1; ++p) soon.line(w, p * m.panel_bytes);
+            for (int p = 0; p < P && T == 1; ++p) ask.line(w, p * m.panel_bytes);
             SMALL_DOGE_UNROLL
             for (int t = 0; t < T; ++t) {
                 const int8_t* xq = q + size_t(t) * x.ld * kBytesX;
@@ -249,28 +258,34 @@ struct Next {
     int share, shares;
 };
 
+template <Type type, int P, int T, class Ask>
+void panels(const Matrix& m, int panel, const Activations& x, Columns c, Ask ask, float* out, int ldo) {
+    float* o = out + size_t(panel) * kPanel;
+    if constexpr (type == Type::f32) panel_f32<P, T>(m, panel, x, c, ask, o, ldo);
+    if constexpr (type == Type::bf16) panel_bf16<P, T>(m, panel, x, c, ask, o, ldo);
+    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, c, ask, o, ldo);
+    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, c, ask, o, ldo);
+}
+
 template <Type type, int P, int T>
 void panels(const Matrix& m, int panel, const Activations& x, Columns c, Next next, float* out, int ldo) {
-    const uint8_t* w = weights_at<type>(m, panel, c.first);
-    const int bytes = (c.last - c.first) * column_bytes(type);
-    const bool asks = next.at && next.share < next.shares;
-    const uint8_t* at = asks ? next.at + bytes / next.shares * next.share : w;
-    const Request<T> soon{at, at - w, asks ? 64 / next.shares : 0};
-    float* o = out + size_t(panel) * kPanel;
-    if constexpr (type == Type::f32) panel_f32<P, T>(m, panel, x, c, soon, o, ldo);
-    if constexpr (type == Type::bf16) panel_bf16<P, T>(m, panel, x, c, soon, o, ldo);
-    if constexpr (type == Type::int8) panel_int8<P, T>(m, panel, x, c, soon, o, ldo);
-    if constexpr (type == Type::int4) panel_int4<P, T>(m, panel, x, c, soon, o, ldo);
+    if (!next.at || next.share >= next.shares) {
+        panels<type, P, T>(m, panel, x, c, AskNothing{}, out, ldo);
+    } else if (next.shares == 1) {
+        panels<type, P, T>(m, panel, x, c, AskAlone{next.at - weights_at<type>(m, panel, c.first)}, out, ldo);
+    } else {
+        const int bytes = (c.last - c.first) * column_bytes(type) / next.shares;
+        panels<type, P, T>(m, panel, x, c, AskShare{next.at + bytes * next.share, 64 / next.shares}, out, ldo);
+    }
 }
 
 // The panels [first, last) for `tokens` <= T of them, each asking for the one behind it and the last for next.at.
-template <Type type, int T>
+template <Type type, int T, int P = panels_at_once<type, T>()>
 void tile(const Matrix& m, const Activations& x, int tokens, Columns c, Next next, float* out, int ldo, int first,
           int last) {
     if constexpr (T > 1) {
         if (tokens < T) return tile<type, T - 1>(m, x, tokens, c, next, out, ldo, first, last);
     }
-    constexpr int P = panels_at_once<type, T>();
     const auto behind = [&](int panel) {
         return Next{panel < last ? weights_at<type>(m, panel, c.first) : next.at, next.share, next.shares};
     };
@@ -280,13 +295,12 @@ void tile(const Matrix& m, const Activations& x, int tokens, Columns c, Next nex
     for (; first < last; ++first) panels<type, 1, T>(m, first, x, c, behind(first + 1), out, ldo);
 }
 
-template <Type type, int Most>
+template <Type type, int Most, int P = panels_at_once<type, Most>()>
 void product(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
              const uint8_t* then) {
     if (tokens <= Most) return tile<type, Most>(m, x, tokens, {0, m.cols_p}, {then, 0, 1}, out, ldo, first, last);
     // The columns go by blocks that the first-level cache holds until the last token has been multiplied by them.
-    constexpr int P = panels_at_once<type, Most>(), kBlock = 16384;
-    constexpr int columns = kBlock / (P * column_bytes(type));
+    constexpr int kBlock = 16384, columns = kBlock / (P * column_bytes(type));
     const int shares = tokens <= 3 * Most ? 2 : tokens <= 7 * Most ? 4 : 8;
     for (int panel = first; panel < last;) {
         const int end = panel + P < last ? panel + P : last;
@@ -299,13 +313,19 @@ void product(const Matrix& m, const Activations& x, int tokens, float* out, int 
                 const int left = tokens - t;
                 // 7 = 4 + 3 rather than 6 + 1: the smallest tiles use the machine worst.
                 const int n = left <= Most ? left : left < 2 * Most ? (left + 1) / 2 : Most;
-                tile<type, Most>(m, x.from(t), n, c, {behind, share, shares}, out + size_t(t) * ldo, ldo, panel, end);
+                float* o = out + size_t(t) * ldo;
+                tile<type, Most, P>(m, x.from(t), n, c, {behind, share, shares}, o, ldo, panel, end);
                 t += n;
             }
         }
         panel = end;
     }
 }
+
+// From how many tokens on int8 takes them one by one, by four panels: on AVX2 the weights are an operand in memory, and
+// this shape then has the fewest other loads for its eight sums. Fewer tokens wait for weights from further away, which
+// one token's tile of four panels would ask for in bursts.
+constexpr int kOneByOne = NV == 2 ? 16 : INT32_MAX;
 
 void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int ldo, int first, int last,
             const uint8_t* then) {
@@ -315,6 +335,7 @@ void matmul(const Matrix& m, const Activations& x, int tokens, float* out, int l
         case Type::bf16:
             return product<Type::bf16, kTokensBf16>(m, x, tokens, out, ldo, first, last, then);
         case Type::int8:
+            if (tokens >= kOneByOne) return product<Type::int8, 1, 4>(m, x, tokens, out, ldo, first, last, then);
             return product<Type::int8, kTokensInt8>(m, x, tokens, out, ldo, first, last, then);
         case Type::int4:
             return product<Type::int4, kTokensInt4>(m, x, tokens, out, ldo, first, last, then);
