@@ -5,9 +5,10 @@ gives the same bits; who does what is as in `gluon_forward`. A program's tile is
 keys and values stay while queries and their outputs' gradients, 64 at a time, come by. The gradient of the values is
 multiplied while that of the logits is made.
 
-On an H100 (2026-11-26, medians of 7 rounds, bf16, T = 2048): 0.854 ms at the 160M's shape with 32 rows, where
-`fused_kernel` takes 1.03; 0.598 and 0.686 at the 60M's with 32, 0.595 and 0.679 at the 320M's with 16. The gradient of
-the queries written this way was slower than `product_kernel` (0.362 and 0.344), which reads at the memory's speed.
+On an H100 (2026-11-26, medians of 7 rounds of calls in a row, bf16, T = 2048): 0.854 ms at the 160M's shape with 32
+rows, where `fused_kernel` takes 1.03; 0.598 and 0.686 at the 60M's with 32, 0.595 and 0.679 at the 320M's with 16. The
+floor, four products at 989 TFLOP/s, is 0.417 ms at the 160M's. The gradient of the queries written this way was slower
+than `product_kernel` (0.362 and 0.344), which waits for memory.
 
 Words as in `triton_forward`.
 """

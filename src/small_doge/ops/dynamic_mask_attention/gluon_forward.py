@@ -5,9 +5,10 @@ of warps. One warp asks for tiles by the TMA, as far ahead as there is room. Two
 queries each; both products are asynchronous, and the one with the values runs under the next block's softmax. As the
 groups drift apart, one multiplies while the other takes exponentials. Programs are persistent (`gluon_queue`).
 
-On an H100 (2026-11-26, medians of 7 rounds, bf16, T = 2048, w/o the host): 0.434 ms at the 160M's shape with 32 rows,
-where `tma_forward` takes 0.563; 0.321 and 0.406 at the 60M's with 32, 0.312 and 0.398 at the 320M's with 16. On an H200
-0.446, 0.290 and 0.300, where cuDNN, which has no scores, takes 0.419, 0.277 and 0.275: 463 of its 492 TFLOP/s.
+On an H100 (2026-11-26, medians of 7 rounds of calls in a row, bf16, T = 2048): 0.434 ms at the 160M's shape with 32
+rows, where `tma_forward` takes 0.563; 0.321 and 0.406 at the 60M's with 32, 0.312 and 0.398 at the 320M's with 16. On
+an H200 0.446, 0.290 and 0.300, where cuDNN, which has no scores, takes 0.419, 0.277 and 0.275. The floor, both products at
+989 TFLOP/s, is 0.208 ms at the 160M's.
 
 Words as in `triton_forward`.
 """
