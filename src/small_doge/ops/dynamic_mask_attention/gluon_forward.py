@@ -7,8 +7,8 @@ groups drift apart, one multiplies while the other takes exponentials. Programs 
 
 On an H100 (2026-11-26, medians of 7 rounds of calls in a row, bf16, T = 2048): 0.434 ms at the 160M's shape with 32
 rows, where `tma_forward` takes 0.563; 0.321 and 0.406 at the 60M's with 32, 0.312 and 0.398 at the 320M's with 16. On
-an H200 0.446, 0.290 and 0.300, where cuDNN, which has no scores, takes 0.419, 0.277 and 0.275. The floor, both products at
-989 TFLOP/s, is 0.208 ms at the 160M's.
+an H200 0.446, 0.290 and 0.300, where cuDNN, which has no scores, takes 0.419, 0.277 and 0.275. The floor, both
+products at 989 TFLOP/s, is 0.208 ms at the 160M's.
 
 Words as in `triton_forward`.
 """
