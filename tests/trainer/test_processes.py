@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from launching import CONFIGS, launch, start
+from stage_process import exchange_after
 
 
 def compare(recipe, stage, train_two: Callable[[list[str]], None], rel: float = 1e-5, **changes) -> None:
@@ -26,6 +27,10 @@ def compare(recipe, stage, train_two: Callable[[list[str]], None], rel: float = 
 
 def test_two_processes_train_as_one_with_two_micro_batches(recipe, stage) -> None:
     compare(recipe, stage, stage.run_two)
+
+
+def test_two_processes_that_exchange_after_the_backward_pass_train_as_one(recipe, stage) -> None:
+    compare(recipe, stage, partial(stage.run_two, change=exchange_after))
 
 
 @pytest.mark.slow

@@ -111,6 +111,29 @@ def test_losses_are_those_of_the_plain_step_while_the_gradients_of_micro_batches
     assert [graph.replays for graph in graphs] == [12 - before]
 
 
+def test_the_first_of_several_gradients_is_kept_where_it_is_told(graphs):
+    steps, kept = Steps(graphs), {}
+
+    def keep(parameter, grad):
+        kept[parameter] = grad.clone()
+        return kept[parameter]
+
+    step = StepGraph(steps, steps.model.parameters(), keep)
+    batches = torch.randn(WARM_UP + 3, 5, 3)
+    for x in batches[:WARM_UP]:
+        step({"x": x})
+        steps.model.zero_grad()
+    for x in batches[WARM_UP:]:
+        step({"x": x})
+    assert all(parameter.grad is kept[parameter] for parameter in steps.model.parameters())
+    grads = [parameter.grad.clone() for parameter in steps.model.parameters()]
+    steps.model.zero_grad()
+    for x in batches[WARM_UP:]:
+        steps.model(x).square().mean().backward()
+    for parameter, grad in zip(steps.model.parameters(), grads, strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+
+
 def test_gradients_may_be_clipped_and_zeroed_where_they_lie(graphs):
     weights = []
     for steps in (Steps([]), Steps(graphs)):
@@ -177,6 +200,9 @@ class Plain:
     def evaluate(self):
         return {"eval_loss": 1.0, "graph kept": self.step_graph is not None}
 
+    def _wrap_model(self, model, training, dataloader):
+        return model
+
 
 class Model(nn.Linear):
     def __init__(self, **fields):
@@ -188,9 +214,15 @@ class Model(nn.Linear):
 class Graphed(GraphedSteps, Plain):
     def __init__(self, **changes):
         given = {"cuda_graph": True, "compile_layers": True, "fp16": False, "gradient_checkpointing": False, "n_gpu": 1}
-        given |= {"torch_empty_cache_steps": None, "optim": "adamw_torch_fused"}
+        given |= {"torch_empty_cache_steps": None, "optim": "adamw_torch_fused", "world_size": 1}
+        given |= {"ddp_find_unused_parameters": False, "document_masking": False}
         self.args = SimpleNamespace(device=torch.device("cuda"), **given | changes)
-        self.accelerator = SimpleNamespace(distributed_type=DistributedType.NO)
+        self.accelerator = SimpleNamespace(
+            distributed_type=DistributedType.NO,
+            sync_gradients=False,
+            prepare_model=lambda model, evaluation_mode=False: "as it is" if evaluation_mode else "wrapped",
+        )
+        self.model, self.train_dataset = Model(), [{"input_ids": [3, 4, 5]}]
 
     def _prepare_inputs(self, inputs):
         return inputs
@@ -270,6 +302,67 @@ def test_the_first_generation_rows_with_document_masks_and_other_engines_are_not
     trainer.accelerator.distributed_type = DistributedType.FSDP
     trainer.training_step(Model(), rows(), COUNT)
     assert trainer.step_graph is None
+
+
+class Exchange:
+    """Counts instead of exchanging."""
+
+    def __init__(self, model):
+        self.averaged = 0
+
+    def keep(self, parameter, grad):
+        return grad.clone()
+
+    def average(self):
+        self.averaged += 1
+
+
+def of_two_gpus(monkeypatch, local: str = "2", **changes) -> Graphed:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    monkeypatch.setattr("small_doge.trainer.step_graph.GradientExchange", Exchange)
+    trainer = Graphed(world_size=2, **changes)
+    trainer.accelerator.distributed_type = DistributedType.MULTI_GPU
+    return trainer
+
+
+def test_the_gpus_of_one_host_capture_and_exchange_at_the_end_of_a_step(graphs, monkeypatch):
+    trainer = of_two_gpus(monkeypatch)
+    trainer.graphs = graphs
+    for _ in range(2):  # An evaluation wraps too, and once is enough.
+        assert trainer._wrap_model(trainer.model) is trainer.model
+    trainer._wrap_model(trainer.model, training=False)
+    assert trainer.accelerator.prepare_model(trainer.model) == "as it is"
+    for number in range(1, 9):
+        trainer.accelerator.sync_gradients = number % 2 == 0
+        trainer.training_step(trainer.model, rows(number), COUNT)
+    assert trainer.exchange.averaged == 4
+    assert [graph.replays for graph in graphs] == [8 - WARM_UP]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local": "1"},
+        {"cuda_graph": False},
+        {"ddp_find_unused_parameters": True},
+        {"document_masking": True},
+        {"gradient_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_other_runs_of_several_gpus_are_left_to_accelerate(changes, graphs, monkeypatch):
+    trainer = of_two_gpus(monkeypatch, **changes)
+    trainer._wrap_model(trainer.model)
+    assert trainer.accelerator.prepare_model(trainer.model) == "wrapped"
+    trainer.training_step(trainer.model, rows(), COUNT)
+    assert trainer.exchange is None and trainer.step_graph is None
+
+
+def test_a_model_that_is_not_captured_is_left_to_accelerate(monkeypatch):
+    trainer = of_two_gpus(monkeypatch)
+    trainer.model = Model(hidden_dropout=0.1)
+    trainer._wrap_model(trainer.model)
+    assert trainer.accelerator.prepare_model(trainer.model) == "wrapped"
 
 
 def test_a_capture_that_fails_names_the_mend(graphs, monkeypatch):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from small_doge.models.doge.configuration_doge import DogeConfig
 from small_doge.models.doge.rotary_doge import STATIC_ROPES
 from small_doge.ops.expert_retrieval import DENSE_EXPERTS
+from small_doge.trainer.gradient_exchange import GradientExchange
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +52,18 @@ class StepGraph:
     Args:
         step: Forward and backward of a micro-batch; returns the loss.
         parameters: Those whose gradients it makes.
+        keep: Copies the gradient of a step's first micro-batch to where others are added; a clone if left out.
     """
 
-    def __init__(self, step: Callable[[Inputs], Tensor], parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        step: Callable[[Inputs], Tensor],
+        parameters: Iterable[nn.Parameter],
+        keep: Callable[[nn.Parameter, Tensor], Tensor] | None = None,
+    ) -> None:
         self._step = step
         self._parameters = list(parameters)
+        self._keep = keep or (lambda parameter, grad: grad.clone())
         self._signature: Any = None
         self._seen = 0
         self._captured: Captured | None = None
@@ -75,7 +85,7 @@ class StepGraph:
             places[name].copy_(x)
         for parameter, grad in gradients:
             if parameter.grad is grad:
-                parameter.grad = grad.clone()
+                parameter.grad = self._keep(parameter, grad)
         graph.replay()
         summed = [(parameter.grad, grad) for parameter, grad in gradients if parameter.grad is not None]
         if summed:
@@ -142,17 +152,36 @@ def capturable(config: Any, length: int) -> bool:
 class GraphedSteps:
     """Mixin for a trainer of packed rows: with `cuda_graph`, its micro-batches run as a `StepGraph`.
 
-    Only what was tried is captured: `capturable` models with compiled layers, one process with one GPU and without
+    Only what was tried is captured: `capturable` models with compiled layers, one GPU or those of one host without
     DeepSpeed or FSDP, no loss scale, activations kept, rows without document masks, an optimizer that waits for all
-    gradients.
+    gradients. Where processes share a step, a `GradientExchange` does what DistributedDataParallel does otherwise.
     """
 
     args: Any
+    model: Any
+    train_dataset: Any
     accelerator: Any
     step_graph: StepGraph | None = None
+    exchange: GradientExchange | None = None
+    _exchanging = False
     _told = False
 
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if training and not self._exchanging and self._exchanges_after():
+            self._exchanging = True
+            # So that accelerate casts, and leaves out DistributedDataParallel.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        return super()._wrap_model(model, training, dataloader)  # type: ignore[misc]
+
     def training_step(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | None = None) -> Tensor:
+        if self._exchanging and self.exchange is None:
+            self.exchange = GradientExchange(model)
+        loss = self._micro_batch(model, inputs, num_items_in_batch)
+        if self.exchange is not None and self.accelerator.sync_gradients:
+            self.exchange.average()
+        return loss
+
+    def _micro_batch(self, model: nn.Module, inputs: Inputs, num_items_in_batch: Tensor | None) -> Tensor:
         step = super().training_step  # type: ignore[misc]
         if not self._to_capture(model, inputs):
             if self.args.cuda_graph and self.args.device.type == "cuda" and not self._told:
@@ -160,7 +189,8 @@ class GraphedSteps:
                 self._told = True
             return step(model, inputs, num_items_in_batch)
         if self.step_graph is None:
-            self.step_graph = StepGraph(_by_name(step, model), model.parameters())
+            keep = None if self.exchange is None else self.exchange.keep
+            self.step_graph = StepGraph(_by_name(step, model), model.parameters(), keep)
         counted = {} if num_items_in_batch is None else {COUNT: num_items_in_batch}
         return self.step_graph(self._prepare_inputs(inputs | counted))  # type: ignore[attr-defined]
 
@@ -169,15 +199,28 @@ class GraphedSteps:
         self.step_graph = None
         return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
-    def _to_capture(self, model: Any, inputs: Inputs) -> bool:
+    def _exchanges_after(self) -> bool:
+        """Whether gradients are exchanged after a captured backward pass: between the GPUs of one host alone.
+
+        Through a network the exchange takes as long as a micro-batch, and has to go on beside it.
+        """
         args = self.args
-        if not args.cuda_graph or args.device.type != "cuda" or set(inputs) != set(ROWS):
+        one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(args.world_size)
+        several = self.accelerator.distributed_type == DistributedType.MULTI_GPU
+        if not (several and one_host and self._plain()) or args.ddp_find_unused_parameters or args.document_masking:
             return False
-        alone = args.n_gpu == 1 and self.accelerator.distributed_type == DistributedType.NO
-        plain = args.compile_layers and not args.fp16 and not args.gradient_checkpointing
-        plain = plain and args.torch_empty_cache_steps is None
-        together = not any(kind in args.optim for kind in ("layerwise", "lomo"))
-        return alone and plain and together and capturable(model.config, inputs["input_ids"].shape[1])
+        return capturable(self.model.config, len(self.train_dataset[0]["input_ids"]))
+
+    def _to_capture(self, model: Any, inputs: Inputs) -> bool:
+        alone = self.args.n_gpu == 1 and self.accelerator.distributed_type == DistributedType.NO
+        tried = (alone or self.exchange is not None) and self._plain()
+        return tried and set(inputs) == set(ROWS) and capturable(model.config, inputs["input_ids"].shape[1])
+
+    def _plain(self) -> bool:
+        args = self.args
+        plain = args.cuda_graph and args.device.type == "cuda" and args.compile_layers
+        plain = plain and not args.fp16 and not args.gradient_checkpointing and args.torch_empty_cache_steps is None
+        return plain and not any(kind in args.optim for kind in ("layerwise", "lomo"))
 
 
 def _by_name(step: Callable[..., Tensor], model: nn.Module) -> Callable[[Inputs], Tensor]:
