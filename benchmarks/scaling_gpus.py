@@ -1,12 +1,13 @@
 """Pretraining on 1 to N GPUs through the project's own command: weak and strong scaling under DDP, FSDP2 and ZeRO-2.
 
-    python benchmarks/scaling_gpus.py [--gpus 1 2 4 8] [--sizes 20M 160M 320M] [--engines ddp fsdp zero2] [--strong]
+    python benchmarks/scaling_gpus.py [--gpus 1 2 4 8] [--sizes 20M 160M 320M] [--engines ddp fsdp zero2]
+        [--kinds weak strong]
 
 Every run is `accelerate launch --config_file recipes/accelerate_configs/ENGINE.yaml src/small_doge/trainer/doge/pt.py`
 on random rows of 2,048 tokens read from disk. Runs that fit the machine side by side run together (1 + 2 + 4 of 8
 GPUs) unless --alone. tokens/s is the median of the logged windows after the warm-up; efficiency is against one GPU at
-the same micro-batch; bytes exchanged are derived, not counted. With --strong the released batch is divided over the
-GPUs, and the losses are compared with one GPU's. Runs that the time does not allow are listed as not run.
+the same micro-batch; bytes exchanged are derived, not counted. A strong run divides the released batch over the GPUs,
+and its losses are compared with one GPU's. Runs that the time does not allow are listed as not run.
 
 Rows go to DIR/scaling_gpus_DEVICE_DATE.json (DIR: $OUT, else benchmarks/results). The last line printed is JSON.
 """
@@ -149,7 +150,7 @@ def collect(run: Run) -> None:
 def plan(options: argparse.Namespace, folder: Path) -> list[Run]:
     """All runs, those that matter most first: one GPU, several sizes side by side, then most GPUs."""
     runs = []
-    for kind in ("weak", "strong") if options.strong else ("weak",):
+    for kind in options.kinds:
         for gpus in sorted(options.gpus, key=lambda n: (n != 1, -n)):
             for size in options.sizes:
                 micro = options.micro_batch or MICRO_BATCHES[size]
@@ -256,7 +257,13 @@ def main() -> None:
     parser.add_argument("--optimizer", default="adamw", choices=["adamw", "muon"])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--micro-batch", type=int, help="Rows a GPU takes at once; by size if left out.")
-    parser.add_argument("--strong", action="store_true", help="Also divide the released batch over the GPUs.")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        default=["weak"],
+        choices=["weak", "strong"],
+        help="weak: a micro-batch a step for each GPU; strong: the released batch divided over them.",
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD: VALUE", help="Fields of every run's recipe.")
     parser.add_argument("--alone", action="store_true", help="One run at a time.")
     parser.add_argument("--minutes", type=float, default=9.0)

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks/scaling_gpus.py"
 
 @pytest.mark.slow
 def test_a_rehearsal_on_two_cpu_processes(tmp_path: Path) -> None:
-    options = "--cpu --gpus 1 2 --sizes tiny --engines ddp --steps 6 --strong --seconds-a-run 1"
+    options = "--cpu --gpus 1 2 --sizes tiny --engines ddp --steps 6 --kinds weak strong --seconds-a-run 1"
     environment = os.environ | {"OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, str(SCRIPT), *options.split()], capture_output=True, text=True, env=environment, timeout=900

@@ -107,7 +107,8 @@ class PretrainingArguments(RecipeArguments, TrainingArguments):
     )
     cuda_graph: bool = option(
         True,
-        "On one GPU, with compile_layers: launch forward and backward of a micro-batch by one call, as a CUDA graph; "
-        "not with document_masking, gradient_checkpointing, fp16 and what else small_doge.trainer.step_graph names.",
+        "On one GPU, or under DDP on those of one host, with compile_layers: launch forward and backward of a "
+        "micro-batch by one call, as a CUDA graph; not with document_masking, gradient_checkpointing, fp16 and what "
+        "else small_doge.trainer.step_graph names.",
     )
     document_masking: bool = option(False, "Hide the documents of a packed row from one another.")
