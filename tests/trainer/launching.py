@@ -32,9 +32,8 @@ def free_port() -> int:
                 return port
 
 
-def launch(config: str, argv: list[str], kind: str = "pt") -> str:
-    """Run the processes to their end; what they said on standard error."""
+def launch(config: str, argv: list[str], kind: str = "pt") -> None:
+    """Run the processes to their end."""
     process = start(config, argv, kind)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
-    return errors

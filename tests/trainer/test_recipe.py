@@ -41,6 +41,17 @@ def test_batches_are_copied_without_waiting_where_their_memory_is_pinned(tmp_pat
     assert load_recipe(SupervisedArguments, argv).accelerator_config.non_blocking is False
 
 
+@pytest.mark.parametrize("gpus", [1, 2])
+@pytest.mark.parametrize("kind", [PretrainingArguments, SupervisedArguments])
+def test_a_process_uses_one_gpu_and_says_so_where_there_are_more(
+    kind: type, gpus: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    args = kind(output_dir=str(tmp_path), per_device_train_batch_size=3, bf16=False)
+    assert args.n_gpu == 1 and args.train_batch_size == 3 and args.parallel_mode.value == "not_parallel"
+    assert ("of 2 GPUs one is used" in caplog.text) == (gpus == 2)
+
+
 def test_names_of_earlier_releases_are_understood(tmp_path: Path) -> None:
     args = load_recipe(PretrainingArguments, recipe(tmp_path, "warmup_ratio: 0.15\nmax_steps: 100\n"))
     assert args.get_warmup_steps(100) == 15

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -70,6 +73,16 @@ class RecipeArguments:
         if args.accelerator_config is None:
             args.accelerator_config = {"non_blocking": args.dataloader_pin_memory}
         super().__post_init__()  # type: ignore[misc]
+        if args._n_gpu > 1:
+            logger.warning(
+                "of %d GPUs one is used: launch a process for each with recipes/accelerate_configs/ddp.yaml.",
+                args._n_gpu,
+            )
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process, at most one: for more transformers takes DataParallel, under which nothing compiles."""
+        return min(super().n_gpu, 1)  # type: ignore[misc]
 
 
 @dataclass
