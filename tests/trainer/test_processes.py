@@ -34,6 +34,15 @@ def test_two_processes_that_exchange_after_the_backward_pass_train_as_one(optimi
     compare(recipe, stage, partial(stage.run_two, change=exchange_after), optimizer=optimizer)
 
 
+def test_two_processes_that_exchange_after_the_backward_pass_evaluate_and_resume_alike(recipe, stage) -> None:
+    changes = {"max_steps": 9, "lr_scheduler_type": "constant", "eval_strategy": "steps", "eval_steps": 2}
+    stage.run_two(recipe("whole", **changes), exchange_after)
+    for steps in (6, 9):
+        stage.run_two(recipe("parted", **changes | {"max_steps": steps}), exchange_after)
+    for figure in ("loss", "eval_loss"):
+        assert recipe.log("parted", figure) == recipe.log("whole", figure)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_of_the_launcher_train_as_one(optimizer: str, recipe, stage) -> None:
