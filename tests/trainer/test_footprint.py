@@ -15,6 +15,7 @@ from small_doge.trainer.footprint import (
     activation_bytes_per_token,
     largest_micro_batch,
     state_bytes,
+    training_bytes,
 )
 
 
@@ -67,6 +68,32 @@ def test_state_of_the_20m() -> None:
     assert state_bytes(config, "muon") == 18 * 13_118_728 - 4 * (13_118_728 - 32_768 * 256)
 
 
+@pytest.mark.parametrize(
+    ("size", "rows", "peak"),
+    [
+        ("20M", 64, 8.81),
+        ("20M", 256, 32.29),
+        ("60M", 32, 16.6),
+        ("60M", 64, 32.40),
+        ("160M", 32, 37.44),
+        ("160M", 48, 54.49),
+        ("160M", 64, 71.55),
+        ("320M", 16, 33.3),
+        ("320M", 32, 66.22),
+    ],
+)
+def test_a_compiled_model_took_what_is_derived_or_less(size: str, rows: int, peak: float) -> None:
+    """Peaks of `torch.cuda.max_memory_allocated` on an H100 in GiB (LEADERBOARD.md, docs/training.md)."""
+    derived = training_bytes(DogeConfig.from_size(size), rows, compiled=True) / 2**30
+    assert peak < derived + RESERVE_BYTES / 2**30 and derived < 1.25 * peak
+
+
+@pytest.mark.parametrize("changes", [{"checkpointing": True}, {"autocast": False}], ids=str)
+def test_what_was_not_measured_counts_as_uncompiled(changes: dict[str, bool]) -> None:
+    config = DogeConfig.from_size("20M")
+    assert training_bytes(config, 8, compiled=True, **changes) == training_bytes(config, 8, **changes)
+
+
 def test_a_larger_card_and_checkpointing_hold_more() -> None:
     config = DogeConfig.from_size("160M")
     rows = [largest_micro_batch(config, size) for size in (4, 8, 16, 24)]
@@ -77,13 +104,17 @@ def test_a_larger_card_and_checkpointing_hold_more() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: torch brings it on Linux")
 @pytest.mark.parametrize("gibibytes", [10, 80], ids=["an eighth of an H100", "an H100"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["every activation kept", "checkpointing"])
+@pytest.mark.parametrize(
+    "way", [{}, {"checkpointing": True}, {"compiled": True}], ids=["every activation", "checkpointing", "compiled"]
+)
 @pytest.mark.parametrize("size", ["20M", "60M", "160M", "320M"])
-def test_the_fused_backward_of_attention_fits_what_is_kept_free(size: str, checkpointing: bool, gibibytes: int) -> None:
+def test_the_fused_backward_of_attention_fits_what_is_kept_free(
+    size: str, way: dict[str, bool], gibibytes: int
+) -> None:
     from small_doge.ops.dynamic_mask_attention.triton_attention import MOST_KEPT
 
     config = DogeConfig.from_size(size)
-    rows = largest_micro_batch(config, gibibytes, 2048, checkpointing=checkpointing)
+    rows = largest_micro_batch(config, gibibytes, 2048, **way)
     kept = rows * config.num_attention_heads * 2048 * 2048
     room = RESERVE_BYTES + (1 - USABLE_SHARE) * gibibytes * 2**30
     assert min(kept, MOST_KEPT) < 0.75 * room

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,7 @@ def arguments(**changes: object) -> SimpleNamespace:
         "gradient_checkpointing": False,
         "bf16": True,
         "fp16": False,
+        "compile_layers": False,
         "device": torch.device("cuda:0"),
     }
     return SimpleNamespace(**values | changes)
@@ -70,6 +72,29 @@ def test_stated_memory_wins_over_the_cards(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_recipe_keeps_decides_too(changes: dict, micro: int) -> None:
     assert chosen(arguments(memory_gib=7)) == (16, 16)
     assert chosen(arguments(memory_gib=7, **changes)) == (micro, 256 // micro)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "micro"), [("20M", 256, 256), ("60M", 512, 128), ("160M", 768, 48), ("320M", 1024, 16)]
+)
+def test_compiled_models_take_their_rows_on_a_card_of_80_gigabytes(size: str, rows: int, micro: int) -> None:
+    args = arguments(memory_gib=79.2, compile_layers=True, per_device_train_batch_size=rows)
+    args.gradient_accumulation_steps = 1
+    assert chosen(args, DogeConfig.from_size(size)) == (micro, rows // micro)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: torch brings it on Linux")
+def test_on_a_larger_card_attention_keeps_its_fused_backward() -> None:
+    args = arguments(memory_gib=139, compile_layers=True, per_device_train_batch_size=768)
+    args.gradient_accumulation_steps = 1
+    # By memory it would be 96.
+    assert chosen(args, DogeConfig.from_size("160M")) == (64, 12)
+
+
+def test_a_compiled_model_on_a_cpu_counts_as_any() -> None:
+    there = arguments(memory_gib=8, compile_layers=True)
+    here = arguments(memory_gib=8, compile_layers=True, device=torch.device("cpu"))
+    assert (chosen(there), chosen(here)) == ((32, 8), (16, 16))
 
 
 def test_a_cpu_keeps_the_recipes_micro_batch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

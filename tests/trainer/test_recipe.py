@@ -33,6 +33,21 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     assert args.learning_rate == 4e-3
 
 
+@pytest.mark.parametrize(
+    ("override", "auto"),
+    [
+        ([], True),
+        (["--per_device_train_batch_size", "2"], False),
+        (["--per_device_train_batch_size", "2", "--tokens", "70M"], False),
+        (["--gradient_accumulation_steps", "2"], True),
+        (["--per_device_train_batch_size", "2", "--auto_micro_batch", "true"], True),
+    ],
+)
+def test_a_micro_batch_on_the_command_line_is_not_chosen_anew(tmp_path: Path, override: list[str], auto: bool) -> None:
+    argv = recipe(tmp_path, "auto_micro_batch: true\nper_device_train_batch_size: 4\nmodel_config: {size: 20M}\n")
+    assert load_recipe(PretrainingArguments, [*argv, *override]).auto_micro_batch == auto
+
+
 def test_batches_are_copied_without_waiting_where_their_memory_is_pinned(tmp_path: Path) -> None:
     for pinned in (True, False):
         argv = [*recipe(tmp_path, f"dataloader_pin_memory: {pinned}\n")]

@@ -85,6 +85,8 @@ def test_card_recipes_fit_by_the_formula_and_change_the_micro_batch_only(size: s
     card = yaml.safe_load((folder / f"config_{gigabytes}gb.yaml").read_text())
     assert card["per_device_train_batch_size"] <= largest_micro_batch(DogeConfig.from_size(size), gigabytes)
     micro = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+    # The card's recipe states its micro-batch, and what it takes; the full one leaves it to the formula.
+    assert full.pop("auto_micro_batch") and "auto_micro_batch" not in card
     assert card | dict.fromkeys(micro) == full | dict.fromkeys(micro)
     assert card[micro[0]] * card[micro[1]] == full[micro[0]] * full[micro[1]]
 
@@ -136,6 +138,7 @@ def test_the_guides_overrides_are_understood(tmp_path: Path) -> None:
     argv = ["--config", str(ROOT / "recipes/doge/Doge-20M/config_full.yaml"), "--output_dir", str(tmp_path)]
     args = load_recipe(PretrainingArguments, [*argv, "--use_cpu", "true", *GUIDE_OVERRIDES.split()])
     assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == (2, 4)
+    assert not args.auto_micro_batch
     assert (args.learning_rate, args.weight_decay, args.get_warmup_steps(8000)) == (5e-4, 0.05, 1200)
     assert not args.bf16
 

@@ -73,10 +73,10 @@ class RecipeArguments:
         if args.accelerator_config is None:
             args.accelerator_config = {"non_blocking": args.dataloader_pin_memory}
         super().__post_init__()  # type: ignore[misc]
-        if args._n_gpu > 1:
+        gpus = super().n_gpu  # type: ignore[misc]
+        if gpus > 1:
             logger.warning(
-                "of %d GPUs one is used: launch a process for each with recipes/accelerate_configs/ddp.yaml.",
-                args._n_gpu,
+                "of %d GPUs one is used: launch a process for each with recipes/accelerate_configs/ddp.yaml.", gpus
             )
 
     @property

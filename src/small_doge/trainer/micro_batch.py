@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedConfig
 
 from small_doge.models.doge.configuration_doge import DogeConfig
+from small_doge.ops.support import TRITON_INSTALLED
 from small_doge.trainer.footprint import largest_divisor, largest_micro_batch
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,11 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
         )
         return
     autocast = args.bf16 or args.fp16
-    fits = largest_micro_batch(config, gibibytes, length, args.optimizer, args.gradient_checkpointing, autocast)
+    compiled = args.compile_layers and args.device.type == "cuda"
+    options = (length, args.optimizer, args.gradient_checkpointing, autocast, compiled)
+    fits = largest_micro_batch(config, gibibytes, *options)
+    if compiled and TRITON_INSTALLED:
+        fits = min(fits, _rows_of_the_fused_backward(config, length) or fits)
     if fits == 0:
         mend = "take a smaller model or shorter rows"
         if not args.gradient_checkpointing:
@@ -66,6 +71,13 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
         )
     args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, rows // micro
     logger.info("%.3g GiB hold %d rows: %d x %d a step and process.", gibibytes, fits, rows // micro, micro)
+
+
+def _rows_of_the_fused_backward(config: DogeConfig, length: int) -> int:
+    """Rows beyond which attention's backward pass would keep too much and take its slower way."""
+    from small_doge.ops.dynamic_mask_attention.triton_attention import MOST_KEPT
+
+    return MOST_KEPT // (config.num_attention_heads * length * length)
 
 
 def memory_of_smallest_card(args: Any) -> float | None:

@@ -36,6 +36,8 @@ RENAMED = {
 def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     """The arguments of one stage, from `--config FILE.yaml` and `--field value` overrides.
 
+    A micro-batch among the overrides wins over the recipe's `auto_micro_batch` too.
+
     Raises:
         ValueError: an unknown field (the nearest valid name is given), a value of the wrong type, a file that is not
             YAML.
@@ -50,6 +52,8 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     for name, text in overrides.items():
         values[name] = yaml.safe_load(text) if text != "" else ""
         origin[name] = "the command line"
+    if "per_device_train_batch_size" in overrides and "auto_micro_batch" not in overrides:
+        values.pop("auto_micro_batch", None)  # The command line wins over the recipe.
     if values.get("tokens") is not None and hasattr(kind, "tokens"):
         if origin.get("gradient_accumulation_steps") == "the command line":
             raise ValueError(
