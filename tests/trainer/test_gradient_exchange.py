@@ -32,8 +32,9 @@ def by_hand(model: Layers, batches: Tensor, keep: bool) -> GradientExchange:
     for number, x in enumerate(batches):
         model(x).backward()
         if keep and number == 0:
-            for parameter in model.parameters():
-                parameter.grad = exchange.keep(parameter, parameter.grad)
+            made = [(parameter, parameter.grad) for parameter in model.parameters()]
+            for (parameter, _), kept in zip(made, exchange.keep(made), strict=True):
+                parameter.grad = kept
     exchange.average()
     return exchange
 

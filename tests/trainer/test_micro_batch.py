@@ -120,9 +120,21 @@ def test_nothing_is_chosen_unasked() -> None:
             DOGE,
             "24 rows would fit, but the 257 rows of a step divide one by one only: .* such as 258",
         ),
-        ({"memory_gib": 8, "auto_find_batch_size": True}, DOGE, "choose auto_micro_batch"),
-        ({"memory_gib": 8}, DogeConfig.from_size("20M-MoE"), "a Doge without experts only: set per_device"),
-        ({"memory_gib": 8}, WonderfulMatricesConfig.from_size("25M"), "a Doge without experts only: set per_device"),
+        (
+            {"memory_gib": 8, "auto_find_batch_size": True},
+            DOGE,
+            "drop auto_find_batch_size, or set auto_micro_batch: false",
+        ),
+        (
+            {"memory_gib": 8},
+            DogeConfig.from_size("20M-MoE"),
+            "a Doge without experts only: set auto_micro_batch: false",
+        ),
+        (
+            {"memory_gib": 8},
+            WonderfulMatricesConfig.from_size("25M"),
+            "a Doge without experts only: set auto_micro_batch: false",
+        ),
     ],
     ids=[
         "no row fits",

@@ -41,6 +41,8 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
         (["--per_device_train_batch_size", "2", "--tokens", "70M"], False),
         (["--gradient_accumulation_steps", "2"], True),
         (["--per_device_train_batch_size", "2", "--auto_micro_batch", "true"], True),
+        (["--per_device_train_batch_size", "2", "--memory_gib", "12"], True),
+        (["--auto_find_batch_size", "true"], False),
     ],
 )
 def test_a_micro_batch_on_the_command_line_is_not_chosen_anew(tmp_path: Path, override: list[str], auto: bool) -> None:

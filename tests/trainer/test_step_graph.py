@@ -114,9 +114,9 @@ def test_losses_are_those_of_the_plain_step_while_the_gradients_of_micro_batches
 def test_the_first_of_several_gradients_is_kept_where_it_is_told(graphs):
     steps, kept = Steps(graphs), {}
 
-    def keep(parameter, grad):
-        kept[parameter] = grad.clone()
-        return kept[parameter]
+    def keep(gradients):
+        kept.update((parameter, grad.clone()) for parameter, grad in gradients)
+        return [kept[parameter] for parameter, _ in gradients]
 
     step = StepGraph(steps, steps.model.parameters(), keep)
     batches = torch.randn(WARM_UP + 3, 5, 3)
@@ -213,9 +213,9 @@ class Model(nn.Linear):
 
 class Graphed(GraphedSteps, Plain):
     def __init__(self, **changes):
-        given = {"cuda_graph": True, "compile_layers": True, "fp16": False, "gradient_checkpointing": False, "n_gpu": 1}
+        given = {"cuda_graph": True, "compile_layers": True, "fp16": False, "gradient_checkpointing": False}
         given |= {"torch_empty_cache_steps": None, "optim": "adamw_torch_fused", "world_size": 1}
-        given |= {"ddp_find_unused_parameters": False, "document_masking": False}
+        given |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False, "document_masking": False}
         self.args = SimpleNamespace(device=torch.device("cuda"), **given | changes)
         self.accelerator = SimpleNamespace(
             distributed_type=DistributedType.NO,
@@ -258,7 +258,6 @@ def test_an_evaluation_has_the_memory_of_the_graph():
         {"compile_layers": False},
         {"fp16": True},
         {"gradient_checkpointing": True},
-        {"n_gpu": 2},
         {"torch_empty_cache_steps": 4},
         {"optim": "galore_adamw_layerwise"},
         {"device": torch.device("cpu")},
@@ -310,18 +309,18 @@ class Exchange:
     def __init__(self, model):
         self.averaged = 0
 
-    def keep(self, parameter, grad):
-        return grad.clone()
+    def keep(self, gradients):
+        return [grad.clone() for _, grad in gradients]
 
     def average(self):
         self.averaged += 1
 
 
-def of_two_gpus(monkeypatch, local: str = "2", **changes) -> Graphed:
+def of_two_gpus(monkeypatch, local: str = "2", kind=DistributedType.MULTI_GPU, **changes) -> Graphed:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     monkeypatch.setattr("small_doge.trainer.step_graph.GradientExchange", Exchange)
     trainer = Graphed(world_size=2, **changes)
-    trainer.accelerator.distributed_type = DistributedType.MULTI_GPU
+    trainer.accelerator.distributed_type = kind
     return trainer
 
 
@@ -336,6 +335,7 @@ def test_the_gpus_of_one_host_capture_and_exchange_at_the_end_of_a_step(graphs, 
         trainer.accelerator.sync_gradients = number % 2 == 0
         trainer.training_step(trainer.model, rows(number), COUNT)
     assert trainer.exchange.averaged == 4
+    assert trainer.step_graph._keep == trainer.exchange.keep
     assert [graph.replays for graph in graphs] == [8 - WARM_UP]
 
 
@@ -343,6 +343,9 @@ def test_the_gpus_of_one_host_capture_and_exchange_at_the_end_of_a_step(graphs, 
     "changes",
     [
         {"local": "1"},
+        {"kind": DistributedType.FSDP},
+        {"kind": DistributedType.DEEPSPEED},
+        {"ddp_broadcast_buffers": True},
         {"cuda_graph": False},
         {"ddp_find_unused_parameters": True},
         {"document_masking": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
@@ -16,8 +17,8 @@ class GradientExchange:
     """Averages a model's gradients over the processes of `torch.distributed`, all of a dtype at once.
 
     DistributedDataParallel exchanges gradients beside the backward pass, from hooks on the host that a replayed CUDA
-    graph never reaches. Between the GPUs of one host the exchange is short beside a step, and no kernel of the backward
-    pass has to share the multiprocessors with it.
+    graph never reaches. Over NVLink the exchange is short beside a step, and no kernel of the backward pass has to
+    share the multiprocessors with it.
 
     Args:
         model: On its process's device. As under DistributedDataParallel, all take the first process's weights.
@@ -31,10 +32,12 @@ class GradientExchange:
         self._flat: list[Tensor] = []
         self._places: dict[nn.Parameter, Tensor] = {}
 
-    def keep(self, parameter: nn.Parameter, grad: Tensor) -> Tensor:
-        """A copy of a gradient where it will be exchanged, so that nothing has to be copied then."""
+    def keep(self, gradients: Sequence[tuple[nn.Parameter, Tensor]]) -> list[Tensor]:
+        """Copies of gradients where they will be exchanged, so that nothing has to be copied then."""
         self._lay_out()
-        return self._places[parameter].copy_(grad)
+        places = [self._places[parameter] for parameter, _ in gradients]
+        torch._foreach_copy_(places, [grad for _, grad in gradients])
+        return places
 
     def average(self) -> None:
         """Replace every gradient by its mean over the processes.

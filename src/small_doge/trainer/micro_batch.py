@@ -38,12 +38,13 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
         return
     if args.auto_find_batch_size:
         raise ValueError(
-            "auto_micro_batch keeps the rows of a step and auto_find_batch_size changes them: choose auto_micro_batch."
+            "auto_micro_batch keeps the rows of a step and auto_find_batch_size changes them: "
+            "drop auto_find_batch_size, or set auto_micro_batch: false."
         )
     if not isinstance(config, DogeConfig) or config.is_moe:
         raise ValueError(
-            "auto_micro_batch knows the memory of a Doge without experts only: set per_device_train_batch_size and "
-            "gradient_accumulation_steps by hand."
+            "auto_micro_batch knows the memory of a Doge without experts only: set auto_micro_batch: false, and "
+            "per_device_train_batch_size and gradient_accumulation_steps by hand."
         )
     gibibytes = memory_of_smallest_card(args)
     if gibibytes is None:

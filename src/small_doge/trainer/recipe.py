@@ -32,11 +32,14 @@ RENAMED = {
     "min_lr_rate": "min_lr_ratio",
 }
 
+OTHER_MICRO_BATCHES = {"per_device_train_batch_size", "auto_find_batch_size"}
+"""Options that `auto_micro_batch` of a recipe would overrule or refuse."""
+
 
 def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     """The arguments of one stage, from `--config FILE.yaml` and `--field value` overrides.
 
-    A micro-batch among the overrides wins over the recipe's `auto_micro_batch` too.
+    Another way to a micro-batch among the overrides wins over the recipe's `auto_micro_batch` too.
 
     Raises:
         ValueError: an unknown field (the nearest valid name is given), a value of the wrong type, a file that is not
@@ -52,8 +55,8 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     for name, text in overrides.items():
         values[name] = yaml.safe_load(text) if text != "" else ""
         origin[name] = "the command line"
-    if "per_device_train_batch_size" in overrides and "auto_micro_batch" not in overrides:
-        values.pop("auto_micro_batch", None)  # The command line wins over the recipe.
+    if OTHER_MICRO_BATCHES & overrides.keys() and not {"auto_micro_batch", "memory_gib"} & overrides.keys():
+        values.pop("auto_micro_batch", None)
     if values.get("tokens") is not None and hasattr(kind, "tokens"):
         if origin.get("gradient_accumulation_steps") == "the command line":
             raise ValueError(

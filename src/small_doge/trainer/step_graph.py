@@ -30,6 +30,7 @@ WARM_UP = 2
 ROWS, COUNT = ("input_ids", "labels"), "num_items_in_batch"
 
 Inputs = dict[str, Tensor]
+Gradients = list[tuple[nn.Parameter, Tensor]]
 
 
 class Captured(NamedTuple):
@@ -38,7 +39,7 @@ class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: Inputs
     loss: Tensor
-    gradients: list[tuple[nn.Parameter, Tensor]]
+    gradients: Gradients
 
 
 class StepGraph:
@@ -52,18 +53,18 @@ class StepGraph:
     Args:
         step: Forward and backward of a micro-batch; returns the loss.
         parameters: Those whose gradients it makes.
-        keep: Copies the gradient of a step's first micro-batch to where others are added; a clone if left out.
+        keep: Copies the gradients of a step's first micro-batch to where others are added; clones if left out.
     """
 
     def __init__(
         self,
         step: Callable[[Inputs], Tensor],
         parameters: Iterable[nn.Parameter],
-        keep: Callable[[nn.Parameter, Tensor], Tensor] | None = None,
+        keep: Callable[[Gradients], list[Tensor]] | None = None,
     ) -> None:
         self._step = step
         self._parameters = list(parameters)
-        self._keep = keep or (lambda parameter, grad: grad.clone())
+        self._keep = keep or (lambda gradients: [grad.clone() for _, grad in gradients])
         self._signature: Any = None
         self._seen = 0
         self._captured: Captured | None = None
@@ -83,9 +84,10 @@ class StepGraph:
         graph, places, loss, gradients = self._captured
         for name, x in inputs.items():
             places[name].copy_(x)
-        for parameter, grad in gradients:
-            if parameter.grad is grad:
-                parameter.grad = self._keep(parameter, grad)
+        first = [(parameter, grad) for parameter, grad in gradients if parameter.grad is grad]
+        if first:
+            for (parameter, _), kept in zip(first, self._keep(first), strict=True):
+                parameter.grad = kept
         graph.replay()
         summed = [(parameter.grad, grad) for parameter, grad in gradients if parameter.grad is not None]
         if summed:
@@ -202,17 +204,19 @@ class GraphedSteps:
     def _exchanges_after(self) -> bool:
         """Whether gradients are exchanged after a captured backward pass: between the GPUs of one host alone.
 
-        Through a network the exchange takes as long as a micro-batch, and has to go on beside it.
+        Through a network the exchange takes as long as a micro-batch, and has to go on beside it. What only
+        DistributedDataParallel does in every step is left to it.
         """
         args = self.args
         one_host = os.environ.get("LOCAL_WORLD_SIZE") == str(args.world_size)
         several = self.accelerator.distributed_type == DistributedType.MULTI_GPU
-        if not (several and one_host and self._plain()) or args.ddp_find_unused_parameters or args.document_masking:
+        every_step = args.ddp_find_unused_parameters or args.ddp_broadcast_buffers
+        if not (several and one_host and self._plain()) or every_step or args.document_masking:
             return False
         return capturable(self.model.config, len(self.train_dataset[0]["input_ids"]))
 
     def _to_capture(self, model: Any, inputs: Inputs) -> bool:
-        alone = self.args.n_gpu == 1 and self.accelerator.distributed_type == DistributedType.NO
+        alone = self.accelerator.distributed_type == DistributedType.NO
         tried = (alone or self.exchange is not None) and self._plain()
         return tried and set(inputs) == set(ROWS) and capturable(model.config, inputs["input_ids"].shape[1])
 
