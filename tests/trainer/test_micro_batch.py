@@ -97,6 +97,11 @@ def test_a_compiled_model_on_a_cpu_counts_as_any() -> None:
     assert (chosen(there), chosen(here)) == ((32, 8), (16, 16))
 
 
+def test_a_window_shorter_than_the_rows_counts_as_uncompiled() -> None:
+    args = arguments(memory_gib=8, compile_layers=True)
+    assert chosen(args, DogeConfig.from_size("20M", keep_window_size=512)) == (16, 16)
+
+
 def test_a_cpu_keeps_the_recipes_micro_batch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert chosen(arguments(device=torch.device("cpu"))) == (16, 16)

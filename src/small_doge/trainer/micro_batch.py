@@ -53,7 +53,8 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
         )
         return
     autocast = args.bf16 or args.fp16
-    compiled = args.compile_layers and args.device.type == "cuda"
+    # Measured with a window that holds the rows.
+    compiled = args.compile_layers and args.device.type == "cuda" and length <= config.keep_window_size
     options = (length, args.optimizer, args.gradient_checkpointing, autocast, compiled)
     fits = largest_micro_batch(config, gibibytes, *options)
     if compiled and TRITON_INSTALLED:
