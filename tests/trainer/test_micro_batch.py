@@ -113,7 +113,7 @@ def test_rows_that_two_does_not_divide() -> None:
 
 
 def test_nothing_is_chosen_unasked() -> None:
-    assert chosen(arguments(auto_micro_batch=False, memory_gib=80)) == (16, 16)
+    assert chosen(arguments(auto_micro_batch=False)) == (16, 16)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,7 @@ def test_nothing_is_chosen_unasked() -> None:
             DOGE,
             "24 rows would fit, but the 257 rows of a step divide one by one only: .* such as 258",
         ),
+        ({"memory_gib": 8, "auto_micro_batch": False}, DOGE, "set auto_micro_batch: true, or drop it"),
         (
             {"memory_gib": 8, "auto_find_batch_size": True},
             DOGE,
@@ -144,6 +145,7 @@ def test_nothing_is_chosen_unasked() -> None:
     ids=[
         "no row fits",
         "a prime number of rows",
+        "memory that nothing reads",
         "beside transformers' own way",
         "a mixture",
         "the first generation",

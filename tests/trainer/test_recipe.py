@@ -46,8 +46,9 @@ def test_the_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_a_micro_batch_on_the_command_line_is_not_chosen_anew(tmp_path: Path, override: list[str], auto: bool) -> None:
-    argv = recipe(tmp_path, "auto_micro_batch: true\nper_device_train_batch_size: 4\nmodel_config: {size: 20M}\n")
-    assert load_recipe(PretrainingArguments, [*argv, *override]).auto_micro_batch == auto
+    text = "auto_micro_batch: true\nmemory_gib: 12\nper_device_train_batch_size: 4\nmodel_config: {size: 20M}\n"
+    args = load_recipe(PretrainingArguments, [*recipe(tmp_path, text), *override])
+    assert (args.auto_micro_batch, args.memory_gib) == ((True, 12) if auto else (False, None))
 
 
 def test_batches_are_copied_without_waiting_where_their_memory_is_pinned(tmp_path: Path) -> None:

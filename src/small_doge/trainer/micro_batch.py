@@ -35,6 +35,8 @@ def choose_micro_batch(args: Any, config: PreTrainedConfig, length: int) -> None
             row, or rows that divide one by one only.
     """
     if not args.auto_micro_batch:
+        if args.memory_gib is not None:
+            raise ValueError("memory_gib is read by auto_micro_batch alone: set auto_micro_batch: true, or drop it.")
         return
     if args.auto_find_batch_size:
         raise ValueError(

@@ -34,6 +34,7 @@ RENAMED = {
 
 OTHER_MICRO_BATCHES = {"per_device_train_batch_size", "auto_find_batch_size"}
 """Options that `auto_micro_batch` of a recipe would overrule or refuse."""
+AUTO_MICRO_BATCH = {"auto_micro_batch", "memory_gib"}
 
 
 def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
@@ -55,8 +56,8 @@ def load_recipe(kind: type[Arguments], argv: Sequence[str]) -> Arguments:
     for name, text in overrides.items():
         values[name] = yaml.safe_load(text) if text != "" else ""
         origin[name] = "the command line"
-    if OTHER_MICRO_BATCHES & overrides.keys() and not {"auto_micro_batch", "memory_gib"} & overrides.keys():
-        values.pop("auto_micro_batch", None)
+    if OTHER_MICRO_BATCHES & overrides.keys() and not AUTO_MICRO_BATCH & overrides.keys():
+        values = {name: value for name, value in values.items() if name not in AUTO_MICRO_BATCH}
     if values.get("tokens") is not None and hasattr(kind, "tokens"):
         if origin.get("gradient_accumulation_steps") == "the command line":
             raise ValueError(
