@@ -80,8 +80,8 @@ def make_inputs(folder: Path, length: int, rows: int) -> None:
 
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 500, (rows, length), dtype=np.int32)
-    rows = Dataset.from_dict({"input_ids": list(ids), "seq_lengths": [[length]] * len(ids)})
-    DatasetDict({"train": rows}).save_to_disk(str(folder / "rows"))
+    train = Dataset.from_dict({"input_ids": list(ids), "seq_lengths": [[length]] * len(ids)})
+    DatasetDict({"train": train}).save_to_disk(str(folder / "rows"))
     train_tokenizer(["A text to make a tokenizer of."] * 50, vocab_size=300, min_frequency=1).save_pretrained(
         str(folder / "tokenizer")
     )

@@ -14,7 +14,6 @@ from launching import free_port
 
 STAGES = ("pt", "sft", "dpo", "distill", "grpo")
 
-
 Change = Callable[[], None]
 
 
